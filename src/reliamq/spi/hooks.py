@@ -1,0 +1,35 @@
+"""How a backend is found and made: two pluggy hooks.
+
+A backend's module is named by an entry point in the group ``reliamq.backends``; the entry point's name is the
+backend's.  pluggy is for finding and configuring only; the message path is plain typed calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pluggy
+
+from reliamq.spi.contracts import Backend
+
+__all__ = ["ENTRY_POINT_GROUP", "BackendHooks", "hookimpl", "hookspec"]
+
+ENTRY_POINT_GROUP = "reliamq.backends"
+hookspec = pluggy.HookspecMarker("reliamq")
+hookimpl = pluggy.HookimplMarker("reliamq")
+
+
+class BackendHooks:
+    """What a plugin implements, as module-level functions marked with ``hookimpl``."""
+
+    @hookspec
+    def reliamq_schemes(self) -> Sequence[str]:  # type: ignore[empty-body]  # a specification has no body
+        """The URL schemes that the backend serves, such as ``("redis", "rediss")``."""
+
+    @hookspec(firstresult=True)
+    def reliamq_backend(self, url: str, settings: Mapping[str, object]) -> Backend:  # type: ignore[empty-body]  # as there
+        """Make the backend for ``url``; no I/O.
+
+        settings: the backend's own section of the configuration, unchecked.
+        Raises ConfigurationError naming the field or the part of the URL that is wrong.
+        """
