@@ -1,0 +1,254 @@
+"""One member of one group on one topic: receives, runs lanes, renews leases, stops without losing or repeating.
+
+It owns the tasks that handlers run in; no handler runs inside a client's callback.  What it holds is bounded in
+messages and bytes (C10).  What a delivery leads to is decided in ``pipeline`` and carried out in ``settlement``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import anyio
+from anyio.abc import TaskGroup
+
+from reliamq.consuming.lanes import Lane, Lanes
+from reliamq.consuming.pipeline import Pipeline
+from reliamq.consuming.retry import Conclusion
+from reliamq.consuming.settlement import Settler
+from reliamq.spi import BrokerUnavailable, DeadLetters, Delivery, Release, Retry, Settlement, Subscription
+
+__all__ = ["GroupMember", "Limits"]
+
+logger = logging.getLogger("reliamq.consuming")
+RECEIVE_WAIT = timedelta(seconds=1)
+UNAVAILABLE_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """prefetch, prefetch_bytes: most that is held unsettled (C10).  stop: time for handlers to finish at a stop (C8)."""
+
+    prefetch: int = 500
+    prefetch_bytes: int = 16 * 1024 * 1024
+    stop: timedelta = timedelta(seconds=30)
+
+
+class GroupMember:
+    """Consumes one topic for one group until told to stop.
+
+    solo: shared by all members of the process; a message whose process died in its handler runs holding it, so that at
+    most one
+        such suspect runs at a time and a neighbour is never blamed (C4).
+    """
+
+    def __init__(
+        self,
+        subscription: AbstractAsyncContextManager[Subscription],
+        dead_letters: DeadLetters,
+        pipeline: Pipeline,
+        *,
+        concurrency: int,
+        limits: Limits,
+        solo: anyio.Lock,
+        label: str,
+    ) -> None:
+        self._opening, self._dead_letters, self._pipeline = subscription, dead_letters, pipeline
+        self._limits, self._solo, self._label = limits, solo, label
+        self._lanes = Lanes(concurrency)
+        self._held: dict[int, Delivery] = {}
+        self._held_bytes = 0
+        self._running: dict[int, anyio.CancelScope] = {}
+        self._lost: set[int] = set()
+        self._wakers: dict[int, asyncio.Event] = {id(lane): asyncio.Event() for lane in self._lanes.lanes}
+        self._room = anyio.Event()
+        self._generation = 0
+        self._stopping = False
+
+    async def run(self, stop: anyio.Event) -> None:
+        """Consume until ``stop`` is set, then finish (C8): running handlers get until the deadline, the rest is
+        released.
+
+        Cancelled: handlers are cancelled; what is unsettled comes back to others when the subscription closes.
+        """
+        async with self._opening as subscription:
+            self._subscription = subscription
+            self._settler = Settler(subscription, self._dead_letters, settled=self._after_settling)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._settler.run)
+                tasks.start_soon(self._renew_for_ever)
+                await self._consume(stop)
+                await self._settler.flush()
+                tasks.cancel_scope.cancel()
+
+    async def _consume(self, stop: anyio.Event) -> None:
+        async with anyio.create_task_group() as lanes:
+            for lane in self._lanes.lanes:
+                lanes.start_soon(self._work_lane, lane)
+            await self._receive_until(stop)
+            self._release_unstarted()
+            with anyio.move_on_after(self._limits.stop.total_seconds()) as patience:
+                while self._running:
+                    await self._wait_for_room()
+            if patience.cancelled_caught:
+                logger.warning("%s: %d handlers did not finish in time; released", self._label, len(self._running))
+            lanes.cancel_scope.cancel()
+
+    # --- receiving -------------------------------------------------------------------------------------------------
+
+    async def _receive_until(self, stop: anyio.Event) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._receive_for_ever, tasks)
+            await stop.wait()
+            self._stopping = True
+            # Cancelled in the middle of a receive: what was taken is given back when the subscription closes.
+            tasks.cancel_scope.cancel()
+
+    async def _receive_for_ever(self, _tasks: TaskGroup) -> None:
+        while True:
+            room = self._limits.prefetch - len(self._held)
+            room_bytes = self._limits.prefetch_bytes - self._held_bytes
+            # Asking for a handful at a time would make each batch small; wait until a good part is free.
+            if room * 4 < self._limits.prefetch or room_bytes <= 0:
+                await self._wait_for_room()
+                continue
+            self._generation += 1
+            try:
+                deliveries = await self._subscription.receive(room, max_bytes=room_bytes, wait=RECEIVE_WAIT)
+            except BrokerUnavailable as error:
+                logger.warning("%s: nothing can be received, trying again: %s", self._label, error)
+                await anyio.sleep(UNAVAILABLE_PAUSE_SECONDS)
+                continue
+            self._dispatch(deliveries)
+
+    def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._held[id(delivery)] = delivery
+            self._held_bytes += delivery.message.size
+            lane = self._lanes.lane_of(delivery)
+            lane.queue.append((delivery, self._generation))
+            self._wakers[id(lane)].set()
+
+    async def _wait_for_room(self) -> None:
+        self._room = anyio.Event()
+        await self._room.wait()
+
+    # --- lanes -----------------------------------------------------------------------------------------------------
+
+    async def _work_lane(self, lane: Lane) -> None:
+        waker, queue = self._wakers[id(lane)], lane.queue
+        while True:
+            while queue:
+                delivery, generation = queue.popleft()
+                if id(delivery) in self._lost:
+                    self._forget(delivery)
+                elif not lane.admits(delivery, generation):
+                    self._settler.add(Release(delivery))
+                else:
+                    await self._attempt(lane, delivery)
+            lane.forget(self._generation)
+            waker.clear()
+            await waker.wait()
+
+    async def _attempt(self, lane: Lane, delivery: Delivery) -> None:
+        scope = anyio.CancelScope()
+        self._running[id(delivery)] = scope
+        try:
+            with scope:
+                conclusion = await self._start(delivery, scope)
+                if isinstance(conclusion, Retry) and conclusion.keep_order and delivery.message.key is not None:
+                    lane.hold(delivery.message.key)
+                if conclusion is not None:
+                    self._settler.add(conclusion)
+                else:
+                    self._forget(delivery)
+        except asyncio.CancelledError:
+            # Stopped from outside in the middle of it: rolled back, given to others at once, not an attempt (C8).
+            self._settler.add(Release(delivery))
+            raise
+        finally:
+            del self._running[id(delivery)]
+            if self._stopping:
+                self._room.set()
+        if scope.cancelled_caught:  # the lease was lost: somebody else has it, nothing to settle
+            self._forget(delivery)
+
+    async def _start(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion | None:
+        """Run one attempt; None when the delivery is somebody else's by now."""
+        if not delivery.redelivered:
+            return await self._within_timeout(delivery, scope)
+        verdict = self._pipeline.verdict_on_crashes(delivery)
+        if verdict is not None:
+            return verdict
+        if not delivery.crashes:
+            return await self._start_recorded(delivery, scope)
+        async with self._solo:
+            return await self._start_recorded(delivery, scope)
+
+    async def _start_recorded(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion | None:
+        while True:
+            try:
+                owned = await self._subscription.begin([delivery])
+            except BrokerUnavailable as error:
+                logger.warning("%s: a start cannot be recorded, waiting: %s", self._label, error)
+                await anyio.sleep(UNAVAILABLE_PAUSE_SECONDS)
+                continue
+            return await self._within_timeout(delivery, scope) if owned else None
+
+    async def _within_timeout(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion:
+        seconds = self._pipeline.timeout(delivery)
+        with anyio.move_on_after(seconds) as limit:
+            try:
+                return await self._pipeline.conclude(delivery)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if scope.cancel_called or limit.cancel_called or (task is not None and task.cancelling()):
+                    raise
+                # Looks like a cancellation and nobody cancelled: the handler's client did (a lost connection, say).
+                return self._pipeline.failed(delivery, RuntimeError(f"the handler raised {error!r} by itself"))
+        return self._pipeline.failed(delivery, TimeoutError(f"the handler took longer than {seconds} s"))
+
+    # --- leases and settlement -------------------------------------------------------------------------------------
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await anyio.sleep(self._subscription.lease_seconds / 3)
+            held = [delivery for delivery in self._held.values() if id(delivery) not in self._lost]
+            if not held:
+                continue
+            try:
+                kept = {id(delivery) for delivery in await self._subscription.extend(held)}
+            except BrokerUnavailable as error:
+                logger.warning("%s: %d leases cannot be renewed: %s", self._label, len(held), error)
+                continue
+            self._lose([one for one in held if id(one) not in kept and id(one) in self._held])
+
+    def _lose(self, lost: Sequence[Delivery]) -> None:
+        """Stop working on what is somebody else's now."""
+        for delivery in lost:
+            logger.warning("%s: the lease of message %s was lost", self._label, delivery.message.id)
+            self._lost.add(id(delivery))
+            scope = self._running.get(id(delivery))
+            if scope is not None:
+                scope.cancel()
+
+    def _release_unstarted(self) -> None:
+        for delivery in self._lanes.clear():
+            self._settler.add(Release(delivery))
+
+    def _after_settling(self, settlements: Sequence[Settlement]) -> None:
+        for settlement in settlements:
+            delivery = settlement.delivery
+            if isinstance(settlement, Retry) and settlement.keep_order and delivery.message.key is not None:
+                self._lanes.lane_of(delivery).lift(delivery.message.key, self._generation)
+            self._forget(delivery)
+
+    def _forget(self, delivery: Delivery) -> None:
+        if self._held.pop(id(delivery), None) is not None:
+            self._held_bytes -= delivery.message.size
+            self._lost.discard(id(delivery))
+        self._room.set()

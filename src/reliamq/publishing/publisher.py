@@ -1,0 +1,220 @@
+"""The coalescing publisher: callers each await their own confirmation, one task sends what has gathered as one batch.
+
+A caller gets its confirmation or one of two exceptions by its deadline: ``Rejected`` (certainly not stored) or
+``Unconfirmed`` (P2).  What is in doubt is sent again with the same id until then (P4).  How a batch is stored is left
+to the backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+
+import anyio
+
+from reliamq.publishing.in_flight import InFlight
+from reliamq.publishing.resend import Pause
+from reliamq.spi import (
+    BrokerUnavailable,
+    Confirmation,
+    InDoubt,
+    Message,
+    Outcome,
+    Publisher,
+    Rejection,
+    RejectionReason,
+    Unconfirmed,
+    publish_error,
+)
+
+__all__ = ["ConfirmingPublisher"]
+
+EXPIRY_CHECK_SECONDS = 0.05
+
+
+class _Waiting:
+    """One caller's message on its way.  last: the newest rejection that was not final; doubt: the newest in doubt."""
+
+    __slots__ = ("doubt", "expires", "last", "message", "outcome", "size")
+
+    def __init__(self, message: Message, size: int, expires: float, outcome: asyncio.Future[Confirmation]) -> None:
+        self.message, self.size, self.expires, self.outcome = message, size, expires, outcome
+        self.last: Rejection | None = None
+        self.doubt: InDoubt | None = None
+
+
+class ConfirmingPublisher:
+    """Batches many callers' messages over one backend publisher.
+
+    publisher: the backend's.  batch: most messages of one send.  batches_in_flight: sends at once (Capabilities).
+    max_messages, max_bytes: the bound on what is in flight (P6).
+    Its tasks run inside :meth:`run`, which somebody must keep running.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        batch: int = 512,
+        batches_in_flight: int = 1,
+        max_messages: int = 10_000,
+        max_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self._publisher, self._batch, self._senders = publisher, batch, batches_in_flight
+        self._in_flight = InFlight(max_messages=max_messages, max_bytes=max_bytes)
+        self._queue: deque[_Waiting] = deque()
+        self._outstanding: dict[int, _Waiting] = {}
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    # --- callers ---------------------------------------------------------------------------------------------------
+
+    async def publish(self, message: Message, *, deadline: timedelta) -> Confirmation:
+        """Store ``message``; see :meth:`reliamq.topics.Topic.publish` for what is raised.
+
+        Cancelled: a message not yet sent is withdrawn; one already sent may be stored.
+        """
+        if self._closed:
+            raise Unconfirmed(message.topic, message.id, "the publisher is closed; the message was not sent")
+        size = message.size
+        expires = time.monotonic() + deadline.total_seconds()
+        if not self._in_flight.try_enter(size):
+            await self._wait_for_room(message, size, expires)
+        waiting = _Waiting(message, size, expires, asyncio.get_running_loop().create_future())
+        self._outstanding[id(waiting)] = waiting
+        self._idle.clear()
+        self._queue.append(waiting)
+        self._work.set()
+        try:
+            return await waiting.outcome
+        finally:
+            self._forget(waiting)
+
+    async def _wait_for_room(self, message: Message, size: int, expires: float) -> None:
+        with anyio.move_on_after(expires - time.monotonic()):
+            await self._in_flight.enter(size)
+            return
+        raise Unconfirmed(
+            message.topic,
+            message.id,
+            f"{self._in_flight.messages} messages are in flight and the broker confirmed none in time; not sent",
+        )
+
+    def _forget(self, waiting: _Waiting) -> None:
+        del self._outstanding[id(waiting)]
+        self._in_flight.leave(waiting.size)
+        if not self._outstanding:
+            self._idle.set()
+
+    async def drain(self, deadline: timedelta) -> Sequence[str]:
+        """Take nothing new, wait for outstanding confirms; the ids of those that stayed unconfirmed (P7).
+
+        deadline: how long to wait.  Whoever still waits then gets Unconfirmed.
+        """
+        self._closed = True
+        with anyio.move_on_after(deadline.total_seconds()):
+            await self._idle.wait()
+        left = [waiting.message.id for waiting in self._outstanding.values()]
+        self._give_up("the publisher was closed before the broker confirmed")
+        return left
+
+    # --- the sending side ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Send until cancelled.  Whoever still waits when it ends gets Unconfirmed: nobody hangs."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(self._senders):
+                    tasks.start_soon(self._send_for_ever)
+                tasks.start_soon(self._expire_for_ever)
+        finally:
+            self._closed = True
+            self._give_up("the publisher stopped before the broker confirmed")
+
+    async def _send_for_ever(self) -> None:
+        pause = Pause()
+        while True:
+            await self._work.wait()
+            batch = self._take()
+            if not batch:
+                self._work.clear()
+                continue
+            again = await self._send(batch)
+            if again:
+                self._queue.extendleft(reversed(again))
+                self._work.set()
+                await anyio.sleep(pause.longer())  # cancelled here: run() tells everybody
+            else:
+                pause.reset()
+
+    def _take(self) -> list[_Waiting]:
+        queue = self._queue
+        batch: list[_Waiting] = []
+        while queue and len(batch) < self._batch:
+            waiting = queue.popleft()
+            if not waiting.outcome.done():  # else its caller went away, or its deadline passed
+                batch.append(waiting)
+        return batch
+
+    async def _send(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Send a batch; what must be sent again, in order."""
+        deadline = max(waiting.expires for waiting in batch)
+        messages = [waiting.message for waiting in batch]
+        try:
+            outcomes: Sequence[Outcome] = await self._publisher.send(messages, deadline=deadline)
+        except BrokerUnavailable as error:
+            for waiting in batch:
+                waiting.last = waiting.last or _unavailable(waiting.message, error)
+            return batch
+        except Exception as error:  # a fault of the backend: what it did before is unknown, so all are in doubt
+            outcomes = [InDoubt(message.id, f"the backend failed: {error!r}", error) for message in messages]
+        return [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if not _conclude(waiting, outcome)]
+
+    async def _expire_for_ever(self) -> None:
+        # One sweep for all callers costs less than a timer each; it is why deadlines are exact to 50 ms only.
+        while True:
+            await anyio.sleep(EXPIRY_CHECK_SECONDS)
+            now = time.monotonic()
+            for waiting in self._outstanding.values():
+                if waiting.expires <= now and not waiting.outcome.done():
+                    waiting.outcome.set_exception(_at_deadline(waiting, "the broker did not confirm by the deadline"))
+
+    def _give_up(self, why: str) -> None:
+        for waiting in self._outstanding.values():
+            if not waiting.outcome.done():
+                waiting.outcome.set_exception(_at_deadline(waiting, why))
+
+
+def _conclude(waiting: _Waiting, outcome: Outcome) -> bool:
+    """Tell the caller, if this outcome is final; whether it was."""
+    if waiting.outcome.done():
+        return True
+    if isinstance(outcome, Confirmation):
+        waiting.outcome.set_result(outcome)
+        return True
+    if isinstance(outcome, InDoubt):
+        waiting.doubt = outcome
+        return False
+    waiting.last = outcome
+    if not outcome.reason.judges_message:
+        return False
+    error = _at_deadline(waiting, outcome.detail) if waiting.doubt else publish_error(waiting.message.topic, outcome)
+    waiting.outcome.set_exception(error)
+    return True
+
+
+def _at_deadline(waiting: _Waiting, why: str) -> Exception:
+    """What is true when no confirmation came: certain only if no attempt is in doubt and one was refused."""
+    if waiting.doubt is None and waiting.last is not None:
+        return publish_error(waiting.message.topic, waiting.last)
+    doubt = waiting.doubt or InDoubt(waiting.message.id, why)
+    return publish_error(waiting.message.topic, InDoubt(doubt.message_id, f"{why}; {doubt.detail}", doubt.cause))
+
+
+def _unavailable(message: Message, error: BrokerUnavailable) -> Rejection:
+    return Rejection(message.id, RejectionReason.UNAVAILABLE, str(error), error)
