@@ -31,7 +31,7 @@ UNAVAILABLE_PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """prefetch, prefetch_bytes: most that is held unsettled (C10).  stop: time for handlers to finish at a stop (C8)."""
+    """prefetch, prefetch_bytes: most that is held unsettled (C10).  stop: time for handlers to finish then (C8)."""
 
     prefetch: int = 500
     prefetch_bytes: int = 16 * 1024 * 1024
