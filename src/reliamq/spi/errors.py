@@ -137,7 +137,7 @@ class TooLarge(Rejected):
 
 
 class InvalidMessage(Rejected):
-    """The message is malformed: its body does not validate, its key is neither text nor bytes, or the broker says so."""
+    """The message is malformed: its body does not validate, its key is neither text nor bytes, the broker says so."""
 
 
 class StorageFull(Rejected):

@@ -1,0 +1,136 @@
+"""From a URL to a backend: scheme, entry point, plugin.
+
+Only the plugin that is asked for is loaded, so a broken neighbour harms nobody.  An unknown scheme, a missing extra and
+a broken plugin are three different errors that each say what to do.  The backend's own configuration is checked by the
+backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+import pluggy
+
+from reliamq.spi import (
+    ENTRY_POINT_GROUP,
+    Backend,
+    BackendHooks,
+    BrokenPlugin,
+    Capabilities,
+    ConfigurationError,
+    MissingExtra,
+    UnknownScheme,
+)
+
+__all__ = ["InstalledBackend", "installed_backends", "open_backend"]
+
+OUR_DISTRIBUTION = "reliamq"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledBackend:
+    """One installed plugin.  fault: why it cannot be used, or None; then schemes and distribution are known."""
+
+    name: str
+    distribution: str
+    schemes: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+def open_backend(url: str, sections: Mapping[str, Mapping[str, object]] | None = None) -> Backend:
+    """Make the backend that serves the URL's scheme; no I/O to a broker.
+
+    sections: configuration by backend name.
+    Raises UnknownScheme, MissingExtra, BrokenPlugin; ConfigurationError for a URL that the backend refuses.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ConfigurationError(f"broker {scheme!r} is no URL; write something like embedded:///app.db")
+    point, plugins = _plugin_for(scheme)
+    backend = plugins.hook.reliamq_backend(url=url, settings=dict((sections or {}).get(point.name, {})))
+    if not isinstance(backend, Backend):
+        raise BrokenPlugin(point.name, f"reliamq_backend gave {type(backend).__name__}, which is no Backend")
+    return backend
+
+
+def installed_backends() -> Sequence[InstalledBackend]:
+    """All installed plugins, each with its schemes or its fault; one that is broken hides no other."""
+    found = []
+    for point in sorted(_entry_points(), key=lambda point: point.name):
+        try:
+            schemes = _schemes(point.name, _load(point))
+        except ConfigurationError as error:
+            found.append(InstalledBackend(point.name, _distribution(point), fault=str(error)))
+        else:
+            found.append(InstalledBackend(point.name, _distribution(point), schemes))
+    return found
+
+
+def capabilities_of(scheme: str) -> Capabilities:
+    """What the backend that serves ``scheme`` can do.  Raises as :func:`open_backend`."""
+    return open_backend(f"{scheme}://").capabilities
+
+
+def _plugin_for(scheme: str) -> tuple[EntryPoint, pluggy.PluginManager]:
+    points = _entry_points()
+    for point in points:
+        if point.name == scheme:
+            return point, _load(point)
+    known: list[str] = []
+    for point in points:
+        try:
+            plugins = _load(point)
+            schemes = _schemes(point.name, plugins)
+        except ConfigurationError:  # it cannot be the one that was asked for by name; it still is listed by its name
+            known.append(point.name)
+            continue
+        if scheme in schemes:
+            return point, plugins
+        known.extend(schemes)
+    raise UnknownScheme(scheme, sorted(known))
+
+
+def _entry_points() -> Sequence[EntryPoint]:
+    return tuple(entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _load(point: EntryPoint) -> pluggy.PluginManager:
+    """Load one plugin into a manager of its own."""
+    plugins = pluggy.PluginManager("reliamq")
+    plugins.add_hookspecs(BackendHooks)
+    try:
+        plugins.register(point.load(), name=point.name)
+        plugins.check_pending()  # pluggy accepts a misspelt hook name silently until asked
+    except ModuleNotFoundError as error:
+        missing = error.name or str(error)
+        if missing.partition(".")[0] == point.module.partition(".")[0]:
+            raise BrokenPlugin(point.name, f"its own module is missing: {error}") from error
+        raise MissingExtra(point.name, missing, _install_command(point)) from error
+    except pluggy.PluginValidationError as error:
+        raise BrokenPlugin(point.name, f"it does not keep to the hooks: {error}") from error
+    except Exception as error:  # whatever a plugin's import raises, the message must name the plugin
+        raise BrokenPlugin(point.name, f"it cannot be loaded: {type(error).__name__}: {error}") from error
+    for hook in ("reliamq_backend", "reliamq_schemes"):
+        if not getattr(plugins.hook, hook).get_hookimpls():
+            raise BrokenPlugin(point.name, f"it does not implement {hook}")
+    return plugins
+
+
+def _schemes(name: str, plugins: pluggy.PluginManager) -> tuple[str, ...]:
+    try:
+        (schemes,) = plugins.hook.reliamq_schemes()
+        return tuple(str(scheme) for scheme in schemes)
+    except Exception as error:  # as above: the plugin's code, the plugin's name
+        raise BrokenPlugin(name, f"reliamq_schemes failed: {type(error).__name__}: {error}") from error
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "unknown"
+
+
+def _install_command(point: EntryPoint) -> str:
+    distribution = _distribution(point)
+    wanted = f"{OUR_DISTRIBUTION}[{point.name}]" if distribution == OUR_DISTRIBUTION else distribution
+    return f"pip install '{wanted}'"
