@@ -1,0 +1,305 @@
+"""The thread that owns a broker's connection and does all of its SQL: group commit.
+
+It takes every job that is queued, runs them in one transaction and answers only after its COMMIT, so that many
+publishers, claims and settlements share one fsync (P1).  A job that fails fails alone.  Which jobs there are, and who
+waits how long for them, is left to the other modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from reliamq.embedded.errors import StoreFailure, failure_of
+from reliamq.embedded.opening import connect
+from reliamq.embedded.settings import Location
+from reliamq.embedded.writelock import WriteLock
+from reliamq.spi import RejectionReason
+
+__all__ = ["Job", "Watch", "Worker"]
+
+T = TypeVar("T")
+
+_QUICK, _CALM, _IDLE = 0.01, 0.025, 0.05  # seconds between two looks for what other processes wrote
+_CALM_AFTER, _IDLE_AFTER = 1.0, 10.0  # seconds without any
+
+
+class Job(Generic[T]):
+    """A function of the connection, to be run once, in a transaction if it writes.
+
+    function: may be run a second time after a rollback, so it keeps nothing outside its return value.
+    wakes: names of topics in which it makes something available.
+    """
+
+    __slots__ = ("error", "function", "future", "loop", "started", "value", "wakes", "withdrawn", "writes")
+
+    def __init__(self, function: Callable[[sqlite3.Connection], T], *, writes: bool, wakes: frozenset[str]) -> None:
+        self.function, self.writes, self.wakes = function, writes, wakes
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.started = self.withdrawn = False
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Run, and keep what it returns."""
+        self.value, self.error = self.function(connection), None
+
+
+class Watch:
+    """Somebody waiting for news in one topic.  ``event`` is set, in its loop, when there may be some."""
+
+    __slots__ = ("event", "loop", "topic")
+
+    def __init__(self, topic: str) -> None:
+        self.topic, self.loop, self.event = topic, asyncio.get_running_loop(), asyncio.Event()
+
+
+class _CommitFailed(Exception):
+    """COMMIT raised, so the fate of the whole group is one."""
+
+    def __init__(self, failure: StoreFailure) -> None:
+        self.failure = failure
+
+
+class Worker:
+    """One thread, one connection.  ``submit``, ``withdraw``, ``watch`` and ``stop`` may be called from any thread."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._name = location.path or location.url
+        self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._mutex = threading.Lock()  # guards started/withdrawn of jobs, and the watches
+        self._watches: set[Watch] = set()
+        self._lock = WriteLock(location.path)
+        self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._seen_version = 0
+        self._looked_at = self._news_at = time.monotonic()
+        self._last_job: Job[Any] | None = None
+        threading.Thread(target=self._work, name=f"reliamq {self._name}", daemon=True).start()
+
+    # --- from any thread -------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job[Any]) -> None:
+        """Queue a job.  Its future is done, in its own loop, when its fate is known."""
+        self._queue.put(job)
+
+    def withdraw(self, job: Job[Any]) -> bool:
+        """Take a job back; False when it was started already, so that its fate is not known yet."""
+        with self._mutex:
+            job.withdrawn = not job.started
+            return job.withdrawn
+
+    def watch(self, watch: Watch) -> None:
+        """Set the watch's event from now on when its topic has news."""
+        with self._mutex:
+            self._watches.add(watch)
+
+    def unwatch(self, watch: Watch) -> None:
+        """Forget a watch."""
+        with self._mutex:
+            self._watches.discard(watch)
+
+    def stop(self, last: Job[Any] | None = None) -> None:
+        """End after what is queued; ``last``, answered when the file is closed, tells when."""
+        self._last_job = last
+        self._queue.put(None)
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        running = True
+        while running:
+            jobs = self._next_jobs()
+            if None in jobs:
+                running = False
+            self._process([job for job in jobs if job is not None])
+            if self._watches:
+                self._look_for_foreign_news()
+        self._close()
+        if self._last_job is not None:
+            self._answer([self._last_job], frozenset())
+
+    def _next_jobs(self) -> Sequence[Job[Any] | None]:
+        """Everything that is queued; waits for the first, but not longer than until the next look at the file."""
+        jobs: list[Job[Any] | None] = []
+        with suppress(queue.Empty):
+            jobs.append(self._queue.get(timeout=self._pause() if self._watches else None))
+            while True:
+                jobs.append(self._queue.get_nowait())
+        return jobs
+
+    def _process(self, jobs: Sequence[Job[Any]]) -> None:
+        if not jobs:
+            return
+        try:
+            connection = self._connection or self._open()
+        except Exception as error:  # whatever it is, those who wait for it are told
+            for job in jobs:
+                job.error = error
+            self._answer(jobs, frozenset())
+            return
+        reads = [job for job in jobs if not job.writes]
+        writes = [job for job in jobs if job.writes]
+        for job in reads:
+            self._read(connection, job)
+        if writes:
+            self._write(connection, writes)
+        self._answer(jobs, frozenset().union(*(job.wakes for job in writes if job.error is None)))
+
+    def _read(self, connection: sqlite3.Connection, job: Job[Any]) -> None:
+        try:
+            job.run(connection)
+        except Exception as error:
+            job.error = self._judged(error, committing=False)
+
+    def _write(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
+        """Run a group; if one of it fails, run each on its own, so that only the one at fault fails."""
+        try:
+            self._transaction(connection, jobs)
+        except _CommitFailed as error:
+            for job in jobs:
+                job.error = error.failure
+            self._reopen_next_time()
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].error = self._judged(error, committing=False)
+                return
+            for job in jobs:
+                self._write_alone(job)
+
+    def _write_alone(self, job: Job[Any]) -> None:
+        try:
+            connection = self._connection or self._open()
+        except Exception as error:
+            job.error = error
+        else:
+            self._write(connection, [job])
+
+    def _transaction(self, connection: sqlite3.Connection, jobs: Iterable[Job[Any]]) -> None:
+        with self._lock.held():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._check_file()
+                for job in jobs:
+                    if self._start(job):
+                        job.run(connection)
+            except BaseException:
+                if connection.in_transaction:  # SQLite itself may have rolled back, when the disk is full for one
+                    connection.execute("ROLLBACK")
+                raise
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                with suppress(sqlite3.Error):  # the first failure is the one to tell
+                    connection.execute("ROLLBACK")
+                raise _CommitFailed(failure_of(error, self._name, committing=True)) from error
+
+    def _start(self, job: Job[Any]) -> bool:
+        with self._mutex:
+            job.started = not job.withdrawn
+            return job.started
+
+    def _check_file(self) -> None:
+        """A deleted file takes every write and keeps none, so look before each commit that it is still in its place."""
+        if self._location.path is None:
+            return
+        try:
+            status = os.stat(self._location.path)
+        except FileNotFoundError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self._identity:
+            self._reopen_next_time()
+            raise StoreFailure(
+                RejectionReason.UNAVAILABLE,
+                f"{self._name}: the file was deleted or replaced while it was in use; nothing was stored. "
+                "Put it back, or declare the topics again in the new one.",
+            )
+
+    def _judged(self, error: Exception, *, committing: bool) -> Exception:
+        if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError | OSError) and not isinstance(
+            error, sqlite3.ProgrammingError | sqlite3.DataError
+        ):
+            return failure_of(error, self._name, committing=committing)
+        return error
+
+    # --- opening and closing ---------------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        with self._lock.held():  # two that switch a new file to WAL at once would lock each other out
+            connection = connect(self._location)
+        if self._location.path is not None:
+            status = os.stat(self._location.path)
+            self._identity = (status.st_dev, status.st_ino)
+        self._connection = connection
+        self._seen_version = self._data_version(connection)
+        return connection
+
+    def _reopen_next_time(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):  # what is wrong with it was told already
+                connection.close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with (
+                suppress(StoreFailure),
+                self._lock.held(),
+            ):  # the last one to close empties the WAL: not while others open
+                self._reopen_next_time()
+            self._reopen_next_time()
+        self._lock.close()
+
+    # --- telling ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, jobs: Sequence[Job[Any]], topics: frozenset[str]) -> None:
+        """One call into each loop for all that concerns it."""
+        with self._mutex:
+            watches = [watch for watch in self._watches if watch.topic in topics] if topics else []
+        for loop in {*(job.loop for job in jobs), *(watch.loop for watch in watches)}:
+            done = [job.future for job in jobs if job.loop is loop]
+            news = [watch.event for watch in watches if watch.loop is loop]
+            with suppress(RuntimeError):  # that loop is closed: nobody waits there, and the file has the outcome
+                loop.call_soon_threadsafe(_tell, done, news)
+
+    def _pause(self) -> float:
+        quiet = self._looked_at - self._news_at
+        return _QUICK if quiet < _CALM_AFTER else _CALM if quiet < _IDLE_AFTER else _IDLE
+
+    def _look_for_foreign_news(self) -> None:
+        """Ask SQLite whether another process has written; cheap, and not a transaction."""
+        now = time.monotonic()
+        if self._connection is None or self._location.path is None or now - self._looked_at < _QUICK:
+            return
+        self._looked_at = now
+        try:
+            version = self._data_version(self._connection)
+        except sqlite3.Error:
+            version = -1  # whatever it is: those who watch will look, and meet it themselves
+        if version != self._seen_version:
+            self._seen_version, self._news_at = version, now
+            with self._mutex:
+                topics = frozenset(watch.topic for watch in self._watches)
+            self._answer((), topics)
+
+    @staticmethod
+    def _data_version(connection: sqlite3.Connection) -> int:
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+
+def _tell(futures: Sequence[asyncio.Future[None]], events: Sequence[asyncio.Event]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+    for event in events:
+        event.set()
