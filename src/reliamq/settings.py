@@ -47,6 +47,7 @@ class WorkerSettings(_Section):
     prefetch, prefetch_bytes: most that one group's member holds unsettled (C10).
     stop_deadline: how long handlers may finish when the worker stops (C8).
     processed_window: how long processed ids are kept (I5).
+    replay_horizon: how old a dead letter may be when it is replayed; the window must cover it and the longest retry.
     """
 
     lease: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
@@ -54,6 +55,7 @@ class WorkerSettings(_Section):
     prefetch_bytes: int = Field(default=16 * 1024 * 1024, ge=1)
     stop_deadline: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
     processed_window: timedelta = Field(default=timedelta(days=14), gt=timedelta(0))
+    replay_horizon: timedelta = Field(default=timedelta(days=7), ge=timedelta(0))
 
 
 class PublisherSettings(_Section):

@@ -1,0 +1,93 @@
+"""Which guard stands before the handlers of each kind of ``effects=``, made for one run of a worker.
+
+Only what some handler asks for is opened.  How a guard keeps its promise is left to ``reliamq.idempotency``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+import anyio
+
+from reliamq.handlers import Handler
+from reliamq.idempotency.cleaning import Cleanable
+from reliamq.settings import Settings
+from reliamq.spi import ConfigurationError, EffectGuard, IdempotencyStore
+
+__all__ = ["Guards", "open_guards"]
+
+CLEAN_EVERY = timedelta(minutes=1)
+
+
+class Guards:
+    """by_effects: the guard for each kind.  The marks that they leave expire and are removed meanwhile (I5)."""
+
+    def __init__(self, by_effects: Mapping[str, EffectGuard], cleaning: Sequence[Cleanable]) -> None:
+        self.by_effects, self._cleaning = by_effects, cleaning
+
+    async def clean_for_ever(self) -> None:
+        """Remove expired marks now and then.  Cancelled: a chunk is removed or not."""
+        from reliamq.idempotency import run_cleaning
+
+        await run_cleaning(self._cleaning, every=CLEAN_EVERY, stop=anyio.Event())
+
+
+@asynccontextmanager
+async def open_guards(
+    settings: Settings, handlers: Sequence[Handler], lease_store: IdempotencyStore | None
+) -> AsyncIterator[Guards]:
+    """Open the guards that ``handlers`` need.  Raises ConfigurationError when there is no database for them."""
+    from reliamq.idempotency import RepeatableGuard, check_window
+
+    wanted = {handler.effects for handler in handlers}
+    if wanted != {"repeatable"}:
+        longest = max(handler.retry.longest() for handler in handlers)
+        check_window(settings.worker.processed_window, longest, settings.worker.replay_horizon)
+    guards: dict[str, EffectGuard] = {"repeatable": RepeatableGuard()}
+    cleaning: list[Cleanable] = []
+    async with AsyncExitStack() as stack:
+        if "transaction" in wanted:
+            guards["transaction"] = await _transaction_guard(settings, handlers, stack, cleaning)
+        if "lease" in wanted:
+            guards["lease"] = await _lease_guard(settings, lease_store, stack, cleaning)
+        yield Guards(guards, cleaning)
+
+
+async def _transaction_guard(
+    settings: Settings, handlers: Sequence[Handler], stack: AsyncExitStack, cleaning: list[Cleanable]
+) -> EffectGuard:
+    from reliamq.database import open_engine, open_sync_engine
+    from reliamq.idempotency import TransactionGuard
+
+    url = _database(settings, "transaction")
+    kinds = {handler.is_async for handler in handlers if handler.effects == "transaction"}
+    engine = await stack.enter_async_context(open_engine(url))
+    sync_engine = stack.enter_context(open_sync_engine(url)) if False in kinds else None
+    guard = TransactionGuard(engine, sync_engine, keep=settings.worker.processed_window)
+    cleaning.append(guard)
+    return guard
+
+
+async def _lease_guard(
+    settings: Settings, store: IdempotencyStore | None, stack: AsyncExitStack, cleaning: list[Cleanable]
+) -> EffectGuard:
+    from reliamq.database import open_engine
+    from reliamq.idempotency import LeaseGuard, SqlLeaseStore
+
+    if store is None:
+        engine = await stack.enter_async_context(open_engine(_database(settings, "lease")))
+        store = SqlLeaseStore(engine)
+    cleaning.append(store)
+    guard = LeaseGuard(store, lease=settings.worker.lease, keep=settings.worker.processed_window)
+    return await stack.enter_async_context(guard)
+
+
+def _database(settings: Settings, effects: str) -> str:
+    if settings.database is None:
+        raise ConfigurationError(
+            f'effects="{effects}" needs a database to remember processed ids in; set RELIAMQ_DATABASE or '
+            "'database' in reliamq.toml" + (", or give Reliamq a lease_store" if effects == "lease" else "")
+        )
+    return settings.database

@@ -1,0 +1,126 @@
+"""What an application declares before anything runs: topics, handlers, providers, middleware.
+
+Every contradiction is found here, when it is declared.  Running it is left to ``application``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
+
+from pydantic import BaseModel
+
+from reliamq.consuming import Middleware
+from reliamq.handlers import Backoff, Effects, Handler
+from reliamq.spi import ConfigurationError, DuplicateHandler, GroupSpec
+from reliamq.topics import Topic
+
+__all__ = ["GroupKey", "Registry"]
+
+M = TypeVar("M", bound=BaseModel)
+P = ParamSpec("P")
+R = TypeVar("R")
+GroupKey = tuple[str, str]  # topic, group
+
+DEFAULT_TIMEOUT = timedelta(seconds=60)
+
+
+class Registry:
+    """Topics by name, handlers by (topic, group), providers by type, middleware from the outermost in."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, Topic[Any]] = {}
+        self.handlers: dict[GroupKey, list[Handler]] = {}
+        self.middleware: list[Middleware] = []
+        self._providers: dict[type, object] = {}
+
+    # --- topics ----------------------------------------------------------------------------------------------------
+
+    def include(self, *topics: Topic[Any]) -> None:
+        """Take topics in.  ConfigurationError when another one has the name."""
+        for topic in topics:
+            if self.topics.setdefault(topic.name, topic) is not topic:
+                raise ConfigurationError(f"there are two topics named '{topic.name}'")
+
+    def groups_of(self, topic: str) -> Sequence[GroupSpec]:
+        """The groups that handlers of the topic name."""
+        return [GroupSpec(group) for name, group in self.handlers if name == topic]
+
+    # --- handlers --------------------------------------------------------------------------------------------------
+
+    def handler(
+        self,
+        topic: Topic[Any],
+        *,
+        group: str,
+        effects: Effects,
+        concurrency: int,
+        timeout: timedelta,
+        retry: Backoff,
+        name: str | None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """The decorator behind :meth:`reliamq.Reliamq.handler`."""
+        self.include(topic)
+
+        def register(function: Callable[P, R]) -> Callable[P, R]:
+            handler = Handler.read(
+                function,
+                topic=topic,
+                group=group,
+                effects=effects,
+                concurrency=concurrency,
+                timeout=timeout,
+                retry=retry,
+                provided=tuple(self._providers),
+                name=name,
+            )
+            self._add(handler)
+            return function
+
+        return register
+
+    def _add(self, handler: Handler) -> None:
+        neighbours = self.handlers.setdefault((handler.topic.name, handler.group), [])
+        for other in neighbours:
+            if other.message_type == handler.message_type:
+                raise DuplicateHandler(
+                    handler.topic.name, handler.group, handler.message_type, other.name, handler.name
+                )
+        neighbours.append(handler)
+
+    def concurrency(self, key: GroupKey) -> int:
+        """How many deliveries of a group run at once: what its busiest handler asks for."""
+        return max(handler.concurrency for handler in self.handlers[key])
+
+    def all_handlers(self) -> Sequence[Handler]:
+        """Every handler of every group."""
+        return [handler for handlers in self.handlers.values() for handler in handlers]
+
+    # --- providers -------------------------------------------------------------------------------------------------
+
+    def provide(self, kind: type, value: object) -> None:
+        """Give handlers a parameter of type ``kind``; see :meth:`reliamq.Reliamq.provide`."""
+        if kind in self._providers:
+            raise ConfigurationError(f"{kind.__name__} is provided twice")
+        self._providers[kind] = value
+
+    @asynccontextmanager
+    async def open_providers(self) -> AsyncIterator[Mapping[type, object]]:
+        """Make all provided values; those that are context managers are entered, and left in reverse."""
+        async with AsyncExitStack() as stack:
+            yield {kind: await _made(value, kind, stack) for kind, value in self._providers.items()}
+
+
+async def _made(value: object, kind: type, stack: AsyncExitStack) -> object:
+    made = value
+    if callable(value) and not isinstance(value, kind):
+        made = value()
+    if isinstance(made, kind):
+        return made
+    if isinstance(made, AbstractAsyncContextManager):
+        return await stack.enter_async_context(made)
+    if isinstance(made, AbstractContextManager):
+        return stack.enter_context(made)
+    raise ConfigurationError(f"what is provided for {kind.__name__} is a {type(made).__name__}")

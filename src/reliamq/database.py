@@ -1,0 +1,147 @@
+"""SQL databases, opened the way that reliamq needs them, and the few things in which they differ.
+
+A SQLite file is opened so that writers wait for one another instead of failing, and commits reach the disk.  Time is
+always the database's (O8), as seconds since 1970.  What is stored is left to the outbox and the idempotency stores.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from sqlalchemy import URL, Double, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
+
+from reliamq.spi import ConfigurationError, MissingExtra
+
+__all__ = ["is_retriable", "now_seconds", "open_engine", "open_sync_engine", "wait_for_writers"]
+
+BUSY_SECONDS = 60.0
+RETRIABLE_STATES = {"40001", "40P01"}  # serialization failure, deadlock (PostgreSQL, appendix A)
+RETRIABLE_MYSQL = {1205, 1213}  # lock wait timeout, deadlock
+
+_ASYNC_DRIVERS = {"sqlite": "aiosqlite", "postgresql": "psycopg", "mysql": "aiomysql", "mariadb": "aiomysql"}
+_SYNC_DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
+_ASYNC_ONLY = {"aiosqlite", "asyncpg", "aiomysql", "asyncmy"}
+_SYNC_ONLY = {"pysqlite", "psycopg2", "pg8000", "pymysql", "mysqldb"}
+_EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
+
+
+class now_seconds(FunctionElement[float]):  # noqa: N801  # reads as an SQL function in statements
+    """The database's own clock, seconds since 1970, as an SQL expression (O8)."""
+
+    type = Double()
+    inherit_cache = True
+    name = "now_seconds"
+
+
+@compiles(now_seconds)
+def _unknown_clock(element: Any, compiler: Any, **_: Any) -> str:
+    raise ConfigurationError(f"reliamq does not know how to read the clock of {compiler.dialect.name}")
+
+
+@compiles(now_seconds, "sqlite")
+def _sqlite_clock(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"  # to the millisecond; unixepoch('subsec') needs 3.42
+
+
+@compiles(now_seconds, "postgresql")
+def _postgresql_clock(*_: Any, **__: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+@compiles(now_seconds, "mysql")
+@compiles(now_seconds, "mariadb")
+def _mysql_clock(*_: Any, **__: Any) -> str:
+    return "CAST(unix_timestamp(sysdate(6)) AS double)"
+
+
+@asynccontextmanager
+async def open_engine(url: str) -> AsyncIterator[AsyncEngine]:
+    """An async engine for the URL, disposed of at the end.  The driver is chosen where the URL names a synchronous one.
+
+    Raises ConfigurationError for a URL that is none, MissingExtra when its driver is not installed.
+    """
+    chosen = _with_driver(url, _ASYNC_DRIVERS, _SYNC_ONLY)
+    engine = _create(create_async_engine, chosen)
+    if chosen.get_backend_name() == "sqlite":
+        wait_for_writers(engine.sync_engine)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+@contextmanager
+def open_sync_engine(url: str) -> Iterator[Engine]:
+    """The same for plain functions."""
+    chosen = _with_driver(url, _SYNC_DRIVERS, _ASYNC_ONLY)
+    engine = _create(create_engine, chosen)
+    if chosen.get_backend_name() == "sqlite":
+        wait_for_writers(engine)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def wait_for_writers(engine: Engine) -> None:
+    """Make a SQLite engine wait its turn instead of failing with "database is locked", and commit to the disk.
+
+    Give it your own engine too (``async_engine.sync_engine``) when several processes write to one file.  Transactions
+    begin
+    with ``BEGIN IMMEDIATE``: one that reads first and writes later could otherwise not be upgraded and would fail at
+    once.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def is_retriable(error: BaseException) -> bool:
+    """Whether the database refused a transaction only because of others, so that running it again is the answer."""
+    if not isinstance(error, DBAPIError):
+        return False
+    original: Any = error.orig
+    if getattr(original, "sqlstate", None) in RETRIABLE_STATES or getattr(original, "pgcode", None) in RETRIABLE_STATES:
+        return True
+    if isinstance(original, sqlite3.OperationalError):
+        return (getattr(original, "sqlite_errorname", None) or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    arguments: Any = getattr(original, "args", ())
+    return bool(arguments) and arguments[0] in RETRIABLE_MYSQL
+
+
+def _with_driver(url: str, drivers: dict[str, str], unfit: set[str]) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError("database is no SQLAlchemy URL; write something like sqlite:///app.db") from error
+    backend, _, driver = parsed.drivername.partition("+")
+    if (not driver or driver in unfit) and backend in drivers:
+        return parsed.set(drivername=f"{backend}+{drivers[backend]}")
+    return parsed
+
+
+def _create(make: Any, url: URL) -> Any:
+    try:
+        return make(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(url.get_backend_name(), "all")
+        raise MissingExtra(url.get_backend_name(), error.name or "", f"pip install 'reliamq[{extra}]'") from error
+    except NoSuchModuleError as error:
+        raise ConfigurationError(f"database {url.render_as_string(hide_password=True)}: {error}") from error

@@ -1,0 +1,133 @@
+"""The guards for effects outside a database, and for those that may be repeated.
+
+A lease keeps others away while an effect is produced, and its fencing token lets the other side refuse a late holder
+(I3).  The mark "done" is written after the effect; where leases are kept is left to a store.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+
+from reliamq.spi import EffectBusy, FencingToken, IdempotencyStore, LeaseGrant, LeaseLost, LeaseState, ProcessedId
+
+__all__ = ["LeaseGuard", "RepeatableGuard"]
+
+logger = logging.getLogger("reliamq.idempotency")
+
+
+class _Running:
+    """An effect in progress under a grant."""
+
+    __slots__ = ("grant", "lost", "scope", "since")
+
+    def __init__(self, grant: LeaseGrant, since: float) -> None:
+        self.grant, self.since = grant, since
+        self.scope = anyio.CancelScope()
+        self.lost = False
+
+
+class LeaseGuard:
+    """The EffectGuard of ``effects="lease"``; an effect gets its FencingToken.  Use as an async context manager.
+
+    lease: how long a crashed holder keeps others away; slow effects renew it.  keep: how long "done" is kept (I5).
+    One task renews for all effects in progress, so that a quick effect pays nothing for it.
+    """
+
+    def __init__(
+        self, store: IdempotencyStore, *, lease: timedelta, keep: timedelta = timedelta(days=14), threads: int = 64
+    ) -> None:
+        self._store, self._lease, self._keep = store, lease, keep
+        self._threads = anyio.CapacityLimiter(threads)
+        self._running: dict[int, _Running] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(self._renew_for_ever)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def apply(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]]) -> bool:
+        """See :meth:`reliamq.spi.EffectGuard.apply`.  LeaseLost when the lease ran out although it was renewed."""
+        grant = await self._store.acquire(identity, lease=self._lease)
+        if isinstance(grant, LeaseState):
+            if grant.done:
+                return False
+            raise EffectBusy(timedelta(seconds=grant.busy_seconds))
+        running = _Running(grant, anyio.current_time())
+        self._running[id(running)] = running
+        try:
+            with running.scope:
+                await effect(_token(grant))
+        except BaseException:
+            # Also on a cancellation: the next attempt may start at once instead of after the lease.
+            with anyio.CancelScope(shield=True):
+                await self._store.abandon(grant)
+            raise
+        finally:
+            del self._running[id(running)]
+        if running.lost or not await self._store.complete(grant, result=None, keep=self._keep):
+            raise LeaseLost(identity.group, identity.message_id, "its effect took longer than the lease could be kept")
+        return True
+
+    async def apply_in_thread(self, identity: ProcessedId, effect: Callable[[Any], None]) -> bool:
+        """See :meth:`reliamq.spi.EffectGuard.apply_in_thread`."""
+
+        async def in_thread(token: Any) -> None:
+            await anyio.to_thread.run_sync(effect, token, abandon_on_cancel=True, limiter=self._threads)
+
+        return await self.apply(identity, in_thread)
+
+    async def _renew_for_ever(self) -> None:
+        every = self._lease.total_seconds() / 3
+        while True:
+            await anyio.sleep(every / 2)
+            for running in [one for one in self._running.values() if anyio.current_time() - one.since > every / 2]:
+                await self._renew(running)
+
+    async def _renew(self, running: _Running) -> None:
+        try:
+            kept = await self._store.extend(running.grant, lease=self._lease)
+        except Exception as error:  # the store is away: the lease may yet hold; completing will tell
+            logger.warning("a lease cannot be renewed, trying again: %s", error)
+            return
+        if not kept and id(running) in self._running:
+            running.lost = True
+            running.scope.cancel()
+
+
+class RepeatableGuard:
+    """The EffectGuard of ``effects="repeatable"``: runs it, every time, with None."""
+
+    def __init__(self, *, threads: int = 64) -> None:
+        self._threads = anyio.CapacityLimiter(threads)
+
+    async def apply(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]]) -> bool:
+        """Run the effect."""
+        del identity  # nothing is remembered
+        await effect(None)
+        return True
+
+    async def apply_in_thread(self, identity: ProcessedId, effect: Callable[[Any], None]) -> bool:
+        """Run the effect in a worker thread.  Cancelled: the thread runs on."""
+        del identity
+        await anyio.to_thread.run_sync(effect, None, abandon_on_cancel=True, limiter=self._threads)
+        return True
+
+
+def _token(grant: LeaseGrant) -> FencingToken:
+    one = grant.identity
+    return FencingToken(f"{one.group}/{one.handler}/{one.message_id}", grant.token)

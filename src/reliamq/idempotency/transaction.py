@@ -1,0 +1,155 @@
+"""The guard for effects in the database: effect and processed id are one commit (I1, I2).
+
+The processed id is inserted first, in the handler's own transaction: a second delivery meets the unique constraint, at
+once or when the first commits.  What the handler adds to the outbox in its session joins the same commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import Engine, Insert, delete, event, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from reliamq.database import now_seconds
+from reliamq.idempotency.tables import processed
+from reliamq.idempotency.versions import ATTEMPTS, is_conflict, pause_seconds, retry_on_conflict
+from reliamq.spi import ConfigurationError, ProcessedId, TransactionRequired
+
+__all__ = ["TransactionGuard"]
+
+
+class TransactionGuard:
+    """The EffectGuard of ``effects="transaction"``; an effect gets the session as its argument.
+
+    engine, sync_engine: for ``async def`` and plain handlers; only what is used must be given.
+    keep: how long processed ids are kept (I5).  threads: plain handlers that run at once.
+    A version conflict, a serialization failure or a deadlock runs the whole effect again at once (I4).
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine | None,
+        sync_engine: Engine | None = None,
+        *,
+        keep: timedelta = timedelta(days=14),
+        threads: int = 64,
+    ) -> None:
+        self._engine, self._sync_engine = engine, sync_engine
+        self._keep = keep.total_seconds()
+        self._threads = anyio.CapacityLimiter(threads)
+
+    async def apply(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]]) -> bool:
+        """See :meth:`reliamq.spi.EffectGuard.apply`."""
+        return await retry_on_conflict(lambda: self._once(identity, effect))
+
+    async def _once(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]]) -> bool:
+        if self._engine is None:
+            raise ConfigurationError("an async def handler needs an async engine")
+        async with AsyncSession(self._engine, expire_on_commit=False) as session:
+            # Leaving the block without commit rolls back, on a cancellation too.
+            if not await self._marked(session, identity):
+                return False
+            fence = _CommitFence(session.sync_session)
+            await effect(session)
+            fence.lift()
+            await session.commit()
+            return True
+
+    async def _marked(self, session: AsyncSession, identity: ProcessedId) -> bool:
+        try:
+            await session.execute(self._mark(identity))
+        except IntegrityError:  # of this one statement, so it is no constraint of the user's
+            return False
+        return True
+
+    async def apply_in_thread(self, identity: ProcessedId, effect: Callable[[Any], None]) -> bool:
+        """See :meth:`reliamq.spi.EffectGuard.apply_in_thread`.
+
+        Cancelled: the thread runs on and may still commit; then the message is found processed when it comes again.
+        """
+        return await anyio.to_thread.run_sync(
+            self._apply_plainly, identity, effect, abandon_on_cancel=True, limiter=self._threads
+        )
+
+    def _apply_plainly(self, identity: ProcessedId, effect: Callable[[Any], None]) -> bool:
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self._once_plainly(identity, effect)
+            except Exception as error:
+                if not is_conflict(error):
+                    raise
+            time.sleep(pause_seconds(attempt))
+        return self._once_plainly(identity, effect)
+
+    def _once_plainly(self, identity: ProcessedId, effect: Callable[[Any], None]) -> bool:
+        if self._sync_engine is None:
+            raise ConfigurationError("a plain def handler needs a synchronous engine")
+        with Session(self._sync_engine, expire_on_commit=False) as session:
+            try:
+                session.execute(self._mark(identity))
+            except IntegrityError:
+                return False
+            fence = _CommitFence(session)
+            effect(session)
+            fence.lift()
+            session.commit()
+            return True
+
+    def _mark(self, identity: ProcessedId) -> Insert:
+        return insert(processed).values(
+            group_name=identity.group,
+            handler=identity.handler,
+            message_id=identity.message_id,
+            expires_at=now_seconds() + self._keep,
+        )
+
+    async def clean(self, *, limit: int) -> int:
+        """Remove up to ``limit`` expired processed ids, oldest first, by their index; how many (I5)."""
+        if self._engine is None:
+            return 0
+        key = (processed.c.group_name, processed.c.handler, processed.c.message_id)
+        expired = (
+            select(*key).where(processed.c.expires_at <= now_seconds()).order_by(processed.c.expires_at).limit(limit)
+        )
+        async with self._engine.begin() as connection:
+            rows = (await connection.execute(expired)).all()
+            for group, handler, message_id in rows:
+                await connection.execute(
+                    delete(processed).where(key[0] == group, key[1] == handler, key[2] == message_id)
+                )
+        return len(rows)
+
+
+class _CommitFence:
+    """Keeps a handler from committing or rolling back the session: mark and effect must not part.
+
+    Savepoints are the handler's own business and pass.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._transaction = session, session.get_transaction()
+        self._lifted = False
+        event.listen(session, "before_commit", self._refuse)
+
+    def _refuse(self, session: Session) -> None:
+        if not self._lifted and not session.in_nested_transaction():
+            raise TransactionRequired(
+                "a handler must not commit its session: reliamq commits it together with the processed id. "
+                "Use session.begin_nested() for a part that may fail by itself"
+            )
+
+    def lift(self) -> None:
+        """The handler is done.  TransactionRequired when the transaction that holds the mark is gone."""
+        self._lifted = True
+        if self._session.get_transaction() is not self._transaction:
+            raise TransactionRequired(
+                "the handler rolled its session back, and the processed id with it; raise an exception instead"
+            )

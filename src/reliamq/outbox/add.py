@@ -1,0 +1,169 @@
+"""Adding a message to the outbox inside the user's own transaction (O1).
+
+No broker is asked; what could never be sent is refused here, where the user's transaction can still be rolled back.
+For keyed messages, positions are handed out in commit order, so that a relay sends them in the order in which they
+became true (O3).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import Dialect, event, func, insert as insert_into, select
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from reliamq.outbox.table import OutboxMessage, bucket_of
+from reliamq.spi import ConfigurationError, Message, TransactionRequired
+from reliamq.spi.messages import NO_HEADERS
+from reliamq.topics import Topic
+
+__all__ = ["add", "insert"]
+
+M = TypeVar("M", bound=BaseModel)
+KEY_LOCK_SPACE = 0x524C4D51  # "RLMQ": keeps our advisory locks apart from the user's
+
+
+def add(
+    session: Session | AsyncSession,
+    topic: Topic[M],
+    model: M,
+    *,
+    id: str | None = None,  # the field's name in CloudEvents
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> str:
+    """Add ``model`` to the session as a message for ``topic``; it commits or rolls back with everything else in it
+    (O1).
+
+    No I/O happens here.  Returns the message's id.
+    Raises InvalidMessage and TooLarge as :meth:`reliamq.topics.Topic.message` does; TransactionRequired on a session
+    that commits each statement by itself.
+    """
+    plain = session.sync_session if isinstance(session, AsyncSession) else session
+    _refuse_autocommit(plain)
+    message = topic.message(model, id=id, headers=headers)
+    if message.key is not None and not event.contains(plain, "before_flush", _lock_keys):
+        event.listen(plain, "before_flush", _lock_keys)
+    plain.add(OutboxMessage(**_columns(message)))
+    return message.id
+
+
+def insert(
+    connection: Any,
+    topic: Topic[M],
+    model: M,
+    *,
+    id: str | None = None,  # the field's name in CloudEvents
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> str:
+    """The same on a plain DB-API connection (sqlite3, psycopg, PyMySQL): executes one INSERT in its transaction.
+
+    Raises TransactionRequired when the connection would commit it by itself, ConfigurationError for an unknown driver.
+    """
+    dialect = _dialect_of(connection)
+    message = topic.message(model, id=id, headers=headers)
+    cursor = connection.cursor()
+    try:
+        if dialect.name == "postgresql" and message.key is not None:
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(%s, %s)", (KEY_LOCK_SPACE, _lock_number(message.topic, message.key))
+            )
+        compiled = insert_into(OutboxMessage).values(**_columns(message)).compile(dialect=dialect)
+        # Column defaults are part of the statement: constants as parameters, the database's clock as SQL.
+        parameters = compiled.construct_params({"attempts": 0, "available_at": 0.0})
+        if compiled.positional:
+            cursor.execute(str(compiled), [parameters[name] for name in compiled.positiontup or ()])
+        else:
+            cursor.execute(str(compiled), parameters)
+    finally:
+        cursor.close()
+    return message.id
+
+
+def _columns(message: Message) -> dict[str, Any]:
+    return {
+        "message_id": message.id,
+        "bucket": bucket_of(message),
+        "topic": message.topic,
+        "key": message.key,
+        "type": message.type,
+        "source": message.source,
+        "time": message.time.isoformat(),
+        "content_type": message.content_type,
+        "only_group": message.only_group,
+        "headers": json.dumps(dict(message.headers)) if message.headers else None,
+        "body": message.body,
+    }
+
+
+# --- commit order within a key ----------------------------------------------------------------------------------------
+
+
+def _lock_keys(session: Session, _context: object, _instances: object) -> None:
+    """Before positions are drawn, take a lock for each key until the end of the transaction.
+
+    PostgreSQL draws a position at INSERT and shows the row at COMMIT; without the lock two transactions of one key
+    could commit in the other order.  Databases with one writer, or that lock the index gap, need none.  Sorted: no
+    deadlocks.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    for number in _lock_numbers(session.new):
+        session.execute(select(func.pg_advisory_xact_lock(KEY_LOCK_SPACE, number)))
+
+
+def _lock_numbers(instances: Iterable[object]) -> list[int]:
+    return sorted(
+        {
+            _lock_number(one.topic, one.key)
+            for one in instances
+            if isinstance(one, OutboxMessage) and one.key is not None
+        }
+    )
+
+
+def _lock_number(topic: str, key: bytes) -> int:
+    return zlib.crc32(topic.encode() + b"\0" + key) - 2**31  # a signed 32-bit integer, as the function takes it
+
+
+# --- transactions -----------------------------------------------------------------------------------------------------
+
+
+def _refuse_autocommit(session: Session) -> None:
+    bind = session.bind
+    options = bind.get_execution_options() if bind is not None else {}
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        raise TransactionRequired(
+            "the session commits each statement by itself (isolation level AUTOCOMMIT), so the message would not share "
+            "the fate of the business change; use a session with transactions"
+        )
+
+
+def _dialect_of(connection: Any) -> Dialect:
+    driver = type(connection).__module__.partition(".")[0]
+    if driver == "sqlite3":
+        _need_transaction(connection.isolation_level is None and not connection.in_transaction)
+        return sqlite.dialect(paramstyle="qmark")
+    if driver in ("psycopg", "psycopg2"):
+        _need_transaction(connection.autocommit and connection.info.transaction_status == 0)
+        return postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]  # not annotated there
+    if driver in ("pymysql", "MySQLdb"):
+        _need_transaction(bool(connection.get_autocommit()))
+        return mysql.dialect(paramstyle="pyformat")
+    raise ConfigurationError(
+        f"outbox.insert does not know connections of '{driver}'; it knows sqlite3, psycopg and PyMySQL. "
+        "With SQLAlchemy use outbox.add(session, …)"
+    )
+
+
+def _need_transaction(commits_by_itself: bool) -> None:
+    if commits_by_itself:
+        raise TransactionRequired(
+            "the connection is in autocommit mode and no transaction is open, so the message would not share the fate "
+            "of the business change; begin a transaction first"
+        )

@@ -1,0 +1,135 @@
+"""The relay: claim, send, settle, again.
+
+A row leaves the table only after its confirm (O2); a crash anywhere sends the same message again with the same id (O4).
+Within a key nothing is sent behind a row that was not confirmed (O3).  A broker that is down costs waiting and no
+attempt (O5).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+import anyio
+from sqlalchemy.exc import SQLAlchemyError
+
+from reliamq.spi import BrokerUnavailable, Confirmation, OutboxRow, OutboxStore, Publisher, Rejection
+
+__all__ = ["Relay"]
+
+logger = logging.getLogger("reliamq.outbox")
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Relay:
+    """Sends what the outbox holds.  Run as many as you like, in as many processes.
+
+    batch: rows claimed at once.  poll: how long to sleep when nothing waits.  lease: after which a dead relay's rows
+    are free.
+    deadline: how long a batch may wait for its confirms; at most half the lease counts, so that a live relay keeps it.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        publisher: Publisher,
+        *,
+        batch: int = 500,
+        poll: timedelta = timedelta(milliseconds=100),
+        lease: timedelta = timedelta(seconds=15),
+        deadline: timedelta = timedelta(seconds=30),
+        name: str | None = None,
+    ) -> None:
+        self._store, self._publisher = store, publisher
+        self._batch, self._poll, self._lease = batch, poll.total_seconds(), lease
+        self._patience = min(deadline.total_seconds(), lease.total_seconds() / 2)
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+    async def run(self, stop: anyio.Event) -> None:
+        """Relay until ``stop`` is set; the batch in hand is finished first.
+
+        Cancelled: what was sent and not settled is sent again, with the same ids, after the lease.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        while not stop.is_set():
+            try:
+                rows = await self._store.claim(self.name, limit=self._batch, lease=self._lease)
+                went_well = await self._relay(rows)
+            except (SQLAlchemyError, BrokerUnavailable) as error:
+                logger.warning("the relay waits: %s", error)
+                went_well = False
+            if not went_well:
+                await _sleep_unless(stop, pause)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+                continue
+            pause = FIRST_PAUSE_SECONDS
+            if not rows:
+                await _sleep_unless(stop, self._poll)
+
+    async def _relay(self, rows: Sequence[OutboxRow]) -> bool:
+        """Send and settle one claim; False when the broker took nothing, so that waiting beats asking again."""
+        if not rows:
+            return True
+        confirmed: list[OutboxRow] = []
+        rejected: list[tuple[OutboxRow, Rejection]] = []
+        try:
+            await self._send(rows, confirmed, rejected)
+        finally:
+            # Also when sending failed half-way: a confirm stays true, and the claim ends at once.
+            await self._store.settle(self.name, confirmed=confirmed, rejected=rejected)
+        judged = any(rejection.reason.judges_message for _, rejection in rejected)
+        return bool(confirmed) or judged
+
+    async def _send(
+        self, rows: Sequence[OutboxRow], confirmed: list[OutboxRow], rejected: list[tuple[OutboxRow, Rejection]]
+    ) -> None:
+        stopped: set[tuple[str, bytes]] = set()
+        deadline = time.monotonic() + self._patience
+        for wave in _waves(rows):
+            ready = [one for one in wave if _chain(one) not in stopped]
+            if not ready or time.monotonic() >= deadline:
+                return
+            outcomes = await self._publisher.send([one.message for one in ready], deadline=deadline)
+            for one, outcome in zip(ready, outcomes, strict=True):
+                if isinstance(outcome, Confirmation):
+                    confirmed.append(one)
+                    continue
+                chain = _chain(one)
+                if chain is not None:
+                    stopped.add(chain)
+                if isinstance(outcome, Rejection):
+                    rejected.append((one, outcome))
+                    logger.warning("row %d (%s) rejected: %s", one.position, one.message.id, outcome.detail)
+
+
+def _chain(one: OutboxRow) -> tuple[str, bytes] | None:
+    return None if one.message.key is None else (one.message.topic, one.message.key)
+
+
+def _waves(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:
+    """Split a claim so that no wave has two rows of one key: the second is sent when the first is known to be stored
+    (O3).
+    """
+    waves: list[list[OutboxRow]] = []
+    seen: dict[tuple[str, bytes], int] = {}
+    for one in rows:
+        chain = _chain(one)
+        number = 0
+        if chain is not None:
+            number = seen.get(chain, 0)
+            seen[chain] = number + 1
+        if number == len(waves):
+            waves.append([])
+        waves[number].append(one)
+    yield from waves
+
+
+async def _sleep_unless(stop: anyio.Event, seconds: float) -> None:
+    with anyio.move_on_after(seconds):
+        await stop.wait()

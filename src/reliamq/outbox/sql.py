@@ -1,0 +1,165 @@
+"""The relay's side of the outbox table: claim, settle, look after.
+
+A relay leases *buckets* of keys for one batch, by the database's clock (O8): relays share the work without talking to
+each other, and a dead one's share is free when its lease ends.  No lock and no transaction is held while a broker is
+asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from reliamq.database import now_seconds
+from reliamq.outbox.table import OutboxLease, OutboxMessage
+from reliamq.spi import Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
+from reliamq.spi.messages import NO_HEADERS
+
+__all__ = ["SqlOutboxStore"]
+
+CHUNK = 400  # values in one IN list: below every database's limit
+LONGEST_RETRY_SECONDS = 300.0
+MAX_ERROR_CHARACTERS = 2_000
+
+row, lease_of = OutboxMessage, OutboxLease
+_waiting = row.parked_at.is_(None)
+
+
+class SqlOutboxStore:
+    """The OutboxStore contract on a SQL database.  max_attempts: rejections of one row before it is parked (O5)."""
+
+    def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10) -> None:
+        self._engine, self._max_attempts = engine, max_attempts
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+        """See :meth:`reliamq.spi.OutboxStore.claim`.  One transaction."""
+        if not await self._anything_to_send():
+            return []
+        async with self._engine.begin() as connection:
+            buckets = await self._free_buckets(connection, relay)
+            if not buckets:
+                return []
+            await connection.execute(
+                update(lease_of)
+                .where(lease_of.bucket.in_(buckets))
+                .values(owner=relay, until=now_seconds() + lease.total_seconds())
+            )
+            return await self._rows_of(connection, buckets, limit)
+
+    async def _anything_to_send(self) -> bool:
+        """An idle relay must not take a write lock each time it looks."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return bool(await connection.scalar(select(select(row.position).where(_waiting, _due()).exists())))
+
+    async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
+        """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
+        too.
+        """
+        has_rows = select(row.position).where(row.bucket == lease_of.bucket, _waiting, _due()).exists()
+        free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
+        query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
+        buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
+        return buckets[: (len(buckets) + 1) // 2]
+
+    async def _rows_of(self, connection: AsyncConnection, buckets: Sequence[int], limit: int) -> Sequence[OutboxRow]:
+        # A key whose first row waits for its retry holds back the rows behind it (O3): the whole key is left out.
+        held_back = (
+            await connection.execute(
+                select(row.topic, row.key).where(
+                    row.bucket.in_(buckets), _waiting, row.available_at > now_seconds(), row.key.is_not(None)
+                )
+            )
+        ).all()
+        query = select(row).where(row.bucket.in_(buckets), _waiting, _due()).order_by(row.position).limit(limit)
+        for topic, key in set(held_back):
+            query = query.where(or_(row.key.is_(None), row.key != key, row.topic != topic))
+        return [_outbox_row(found) for found in (await connection.execute(query)).all()]
+
+    async def settle(
+        self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]
+    ) -> None:
+        """See :meth:`reliamq.spi.OutboxStore.settle`.  One transaction."""
+        positions = sorted(one.position for one in confirmed)
+        async with self._engine.begin() as connection:
+            for start in range(0, len(positions), CHUNK):
+                await connection.execute(delete(row).where(row.position.in_(positions[start : start + CHUNK])))
+            for one, rejection in rejected:
+                await connection.execute(self._after_rejection(one, rejection))
+            await connection.execute(
+                update(lease_of).where(lease_of.owner == relay).values(owner=None, until=now_seconds())
+            )
+
+    def _after_rejection(self, one: OutboxRow, rejection: Rejection) -> Any:
+        change = update(row).where(row.position == one.position)
+        error = f"{rejection.reason}: {rejection.detail}"[:MAX_ERROR_CHARACTERS]
+        if not rejection.reason.judges_message:
+            return change.values(error=error)
+        attempts = one.attempts + 1
+        if attempts >= self._max_attempts:
+            return change.values(error=error, attempts=attempts, parked_at=now_seconds())
+        delay = min(float(2**attempts), LONGEST_RETRY_SECONDS)
+        return change.values(error=error, attempts=attempts, available_at=now_seconds() + delay)
+
+    # --- looking after ---------------------------------------------------------------------------------------------
+
+    async def status(self) -> OutboxStatus:
+        """See :meth:`reliamq.spi.OutboxStore.status`."""
+        query = select(
+            func.count(),
+            func.count(row.parked_at),
+            now_seconds() - func.min(case((_waiting, row.created_at))),
+        ).select_from(row)
+        async with self._engine.connect() as connection:
+            every, parked, oldest = (await connection.execute(query)).one()
+        return OutboxStatus(every - parked, parked, None if oldest is None else max(0.0, float(oldest)))
+
+    async def parked(self, *, limit: int) -> Sequence[ParkedRow]:
+        """See :meth:`reliamq.spi.OutboxStore.parked`."""
+        query = select(row).where(row.parked_at.is_not(None)).order_by(row.position).limit(limit)
+        async with self._engine.connect() as connection:
+            found = (await connection.execute(query)).all()
+        return [
+            ParkedRow(_outbox_row(one), one.error or "", datetime.fromtimestamp(one.parked_at, UTC)) for one in found
+        ]
+
+    async def requeue(self, message_ids: Sequence[str] | None) -> int:
+        """See :meth:`reliamq.spi.OutboxStore.requeue`."""
+        change = update(row).where(row.parked_at.is_not(None)).values(parked_at=None, attempts=0, available_at=0.0)
+        async with self._engine.begin() as connection:
+            if message_ids is None:
+                return int((await connection.execute(change)).rowcount)
+            done = 0
+            for start in range(0, len(message_ids), CHUNK):
+                chosen = change.where(row.message_id.in_(message_ids[start : start + CHUNK]))
+                done += int((await connection.execute(chosen)).rowcount)
+            return done
+
+
+def _due() -> Any:
+    return and_(row.available_at <= now_seconds())
+
+
+def _outbox_row(found: Any) -> OutboxRow:
+    message = Message(
+        topic=found.topic,
+        body=bytes(found.body),
+        id=found.message_id,
+        type=found.type,
+        source=found.source,
+        time=datetime.fromisoformat(found.time),
+        key=None if found.key is None else bytes(found.key),
+        content_type=found.content_type,
+        sequence=found.position,
+        only_group=found.only_group,
+        headers=MappingProxyType(json.loads(found.headers)) if found.headers else NO_HEADERS,
+    )
+    return OutboxRow(found.position, message, found.attempts)
