@@ -24,25 +24,27 @@ RECOVER = f"UPDATE delivery SET {COUNT_AS_LOST} WHERE group_id = :group AND stat
 RECOVER_LATER = f"""
 UPDATE delivery SET {COUNT_AS_LOST}
 WHERE group_id = :group AND position IN (
-  SELECT d.position FROM touched t JOIN delivery d
+  SELECT d.position FROM touched t CROSS JOIN delivery d
   ON d.group_id = :group AND d.chain = t.chain AND d.state = 2 AND d.position > t.first)"""
 
 GIVE_BACK_LATER = """
 UPDATE delivery SET state = 0, owner = 0, claim = 0, begun = 0, due_at = 0
 WHERE group_id = :group AND position IN (
-  SELECT d.position FROM touched t JOIN delivery d
+  SELECT d.position FROM touched t CROSS JOIN delivery d
   ON d.group_id = :group AND d.chain = t.chain AND d.state = 2 AND d.position > t.first)"""
 
 TOUCH_OWNED = """
-INSERT INTO touched SELECT DISTINCT chain, NULL FROM delivery
+INSERT INTO touched SELECT DISTINCT chain, NULL FROM delivery INDEXED BY delivery_due
 WHERE group_id = :group AND state = 2 AND owner = :owner AND (:claim IS NULL OR claim = :claim)
 AND chain IS NOT NULL"""
 
 RELEASE_OWNED = """
-UPDATE delivery SET state = iif(chain IS NULL, 1, 0), owner = 0, claim = 0, begun = 0, due_at = 0
+UPDATE delivery INDEXED BY delivery_due SET state = iif(chain IS NULL, 1, 0), owner = 0, claim = 0, begun = 0, due_at = 0
 WHERE group_id = :group AND state = 2 AND owner = :owner AND (:claim IS NULL OR claim = :claim)"""
 
-CURSOR_PASSED = "UPDATE delivery SET state = 3 WHERE group_id = :group AND state = 4 AND position <= :cursor"
+CURSOR_PASSED = """
+UPDATE delivery INDEXED BY delivery_behind SET state = 3
+WHERE group_id = :group AND state = 4 AND position <= :cursor"""
 
 TOUCH_DUE = """
 INSERT INTO touched SELECT DISTINCT m.key, NULL FROM delivery d JOIN message m ON m.seq = d.seq
@@ -55,7 +57,7 @@ WHERE m.seq = delivery.seq AND delivery.group_id = :group AND delivery.state = 3
 # A chain with nothing leased starts with its first; with something leased it has no start.
 NO_LONGER_FIRST = """
 UPDATE delivery SET state = 0 WHERE group_id = :group AND position IN (
-  SELECT r.position FROM touched t JOIN delivery r ON r.group_id = :group AND r.chain = t.chain AND r.state = 1
+  SELECT r.position FROM touched t CROSS JOIN delivery r ON r.group_id = :group AND r.chain = t.chain AND r.state = 1
   WHERE EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = :group AND d.chain = t.chain AND d.state = 2)
   OR EXISTS (
     SELECT 1 FROM delivery d

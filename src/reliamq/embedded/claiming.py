@@ -19,17 +19,20 @@ from reliamq.embedded.schema import LEASED, WAITING
 
 __all__ = ["Member", "Taken", "Wanted", "claim", "look"]
 
+# CROSS JOIN and INDEXED BY tell SQLite the order and the index: without statistics it would sometimes read a group whole.
 READ_GROUP = """
 SELECT g.name, g.cursor, t.last, g.claims + 1,
   EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = g.id AND d.state = 2 AND d.due_at <= :now),
-  EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = g.id AND d.state = 4 AND d.position <= g.cursor),
+  EXISTS (SELECT 1 FROM delivery d INDEXED BY delivery_behind
+    WHERE d.group_id = g.id AND d.state = 4 AND d.position <= g.cursor),
   EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = g.id AND d.state = 3 AND d.due_at <= :now),
   EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = g.id AND d.state = 1 AND d.due_at <= :now)
 FROM group_ g JOIN topic t ON t.id = g.topic_id WHERE g.id = :group"""
 
 LOOK = """
 SELECT g.cursor < t.last
-  OR EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = g.id AND d.state = 4 AND d.position <= g.cursor),
+  OR EXISTS (SELECT 1 FROM delivery d INDEXED BY delivery_behind
+    WHERE d.group_id = g.id AND d.state = 4 AND d.position <= g.cursor),
   (SELECT min(due_at) FROM delivery d WHERE d.group_id = g.id AND d.state = 1),
   (SELECT min(due_at) FROM delivery d WHERE d.group_id = g.id AND d.state = 2),
   (SELECT min(due_at) FROM delivery d WHERE d.group_id = g.id AND d.state = 3)
@@ -43,8 +46,8 @@ SELECT json_group_array(json_array(position, size, keyed)) FROM (
 FOLLOWERS = """
 SELECT json_group_array(json_array(h.value, f.position, m.size, f.due_at))
 FROM json_each(:heads) h
-JOIN delivery d ON d.group_id = :group AND d.position = h.value
-JOIN delivery f ON f.group_id = :group AND f.position IN (
+CROSS JOIN delivery d ON d.group_id = :group AND d.position = h.value
+CROSS JOIN delivery f ON f.group_id = :group AND f.position IN (
   SELECT w.position FROM delivery w
   WHERE w.group_id = :group AND w.chain = d.chain AND w.state = 0 ORDER BY w.position LIMIT :depth)
 JOIN message m ON m.seq = f.seq"""
@@ -67,15 +70,15 @@ SELECT json_group_array(json_array(seq, size, blocked)) FROM (
 TAKE_IN = """
 INSERT INTO delivery (group_id, position, seq, chain, state, due_at, owner, claim)
 SELECT :group, m.seq, m.seq, m.key, :state, :until, :owner, :claim
-FROM json_each(:seqs) s JOIN message m ON m.seq = s.value"""
+FROM json_each(:seqs) s CROSS JOIN message m ON m.seq = s.value"""
 
 ADVANCE = "UPDATE group_ SET cursor = :cursor, claims = :claim WHERE id = :group"
 
 FETCH = f"""
 SELECT json_group_array(json_array(d.position, d.failures, d.crashes, d.handed_out, {MESSAGE_JSON}))
 FROM json_each(:positions) p
-JOIN delivery d ON d.group_id = :group AND d.position = p.value
-JOIN message m ON m.seq = d.seq"""
+CROSS JOIN delivery d ON d.group_id = :group AND d.position = p.value
+CROSS JOIN message m ON m.seq = d.seq"""
 
 SCAN_AHEAD = 250  # rows read beyond what is wanted, for those that must be set aside
 

@@ -17,30 +17,36 @@ from reliamq.spi import Ack, Release, Retry, Settlement
 __all__ = ["Receipt", "begin", "extend", "owned_of", "settle"]
 
 Receipt = tuple[int, int]
+Returned = tuple[int, float, int, str]  # position, due at, failures to add, reason
 
 OWNED = """
 SELECT json_group_array(d.position),
   EXISTS (SELECT 1 FROM delivery WHERE group_id = :group AND state = 0)
-FROM json_each(:receipts) r JOIN delivery d
+FROM json_each(:receipts) r CROSS JOIN delivery d
 ON d.group_id = :group AND d.position = json_extract(r.value, '$[0]') AND d.claim = json_extract(r.value, '$[1]')"""
 
 TOUCH_FROM = """
 INSERT INTO touched SELECT chain, min(position) FROM delivery
-WHERE group_id = :group AND position IN (SELECT value FROM json_each(:positions)) AND chain IS NOT NULL
+WHERE group_id = :group AND position IN (SELECT value FROM json_each(:positions)) AND +chain IS NOT NULL
 GROUP BY chain"""
 
 TOUCH = """
 INSERT OR IGNORE INTO touched SELECT DISTINCT chain, NULL FROM delivery
-WHERE group_id = :group AND position IN (SELECT value FROM json_each(:positions)) AND chain IS NOT NULL"""
+WHERE group_id = :group AND position IN (SELECT value FROM json_each(:positions)) AND +chain IS NOT NULL"""
 
 FINISH = "DELETE FROM delivery WHERE group_id = :group AND position IN (SELECT value FROM json_each(:positions))"
 
+NOTE_RETURNED = """
+INSERT INTO returned SELECT json_extract(value, '$[0]'), key, json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+  json_extract(value, '$[3]')
+FROM json_each(:rows)"""
+
 GIVE_BACK = """
 UPDATE delivery SET state = iif(chain IS NULL, 1, 0), owner = 0, claim = 0, begun = 0,
-  due_at = json_extract(r.value, '$[1]'), failures = failures + json_extract(r.value, '$[2]'),
-  reason = json_extract(r.value, '$[3]')
-FROM json_each(:rows) r
-WHERE delivery.group_id = :group AND delivery.position = json_extract(r.value, '$[0]')"""
+  due_at = r.due_at, failures = failures + r.counts, reason = r.reason
+FROM returned r
+WHERE delivery.group_id = :group AND delivery.position = r.position
+AND delivery.position IN (SELECT position FROM returned)"""
 
 RESERVE = """
 UPDATE topic SET last = last + :count WHERE id = (SELECT topic_id FROM group_ WHERE id = :group)
@@ -48,11 +54,10 @@ RETURNING last - :count"""
 
 GIVE_WAY = f"""
 UPDATE delivery SET state = {BEHIND}, chain = NULL, owner = 0, claim = 0, begun = 0,
-  position = :before + 1 + r.key,
-  due_at = json_extract(r.value, '$[1]'), failures = failures + json_extract(r.value, '$[2]'),
-  reason = json_extract(r.value, '$[3]')
-FROM json_each(:rows) r
-WHERE delivery.group_id = :group AND delivery.position = json_extract(r.value, '$[0]')"""
+  due_at = r.due_at, failures = failures + r.counts, reason = r.reason, position = :before + 1 + r.place
+FROM returned r
+WHERE delivery.group_id = :group AND delivery.position = r.position
+AND delivery.position IN (SELECT position FROM returned)"""
 
 BEGIN = """
 UPDATE delivery SET begun = 1
@@ -92,8 +97,8 @@ def settle(
     """End deliveries; the positions that were still held, and so are settled."""
     owned, waiting = owned_of(connection, group, [receipt for receipt, _ in settlements])
     acked: list[int] = []
-    back: list[tuple[int, float, int, str]] = []
-    away: list[tuple[int, float, int, str]] = []
+    back: list[Returned] = []
+    away: list[Returned] = []
     for (position, _), settlement in settlements:
         if position not in owned:
             continue
@@ -111,7 +116,7 @@ def settle(
     if acked:
         connection.execute(FINISH, {"group": group, "positions": _json(acked)})
     if back:
-        connection.execute(GIVE_BACK, {"group": group, "rows": json.dumps(back)})
+        _return(connection, GIVE_BACK, back, {"group": group})
         give_back_later(connection, group)
     if away:
         _give_way(connection, group, away)
@@ -120,22 +125,23 @@ def settle(
     return owned
 
 
-def _touch(
-    connection: sqlite3.Connection,
-    group: int,
-    back: Sequence[tuple[int, float, int, str]],
-    ended: Sequence[int],
-) -> None:
+def _touch(connection: sqlite3.Connection, group: int, back: Sequence[Returned], ended: Sequence[int]) -> None:
     if back:
         connection.execute(TOUCH_FROM, {"group": group, "positions": _json(row[0] for row in back)})
     if ended:
         connection.execute(TOUCH, {"group": group, "positions": _json(ended)})
 
 
-def _give_way(connection: sqlite3.Connection, group: int, away: Sequence[tuple[int, float, int, str]]) -> None:
+def _give_way(connection: sqlite3.Connection, group: int, away: Sequence[Returned]) -> None:
     """Move behind everything that the topic has now: new positions, which the cursor has yet to pass."""
     (before,) = connection.execute(RESERVE, {"group": group, "count": len(away)}).fetchone()
-    connection.execute(GIVE_WAY, {"group": group, "before": before, "rows": json.dumps(away)})
+    _return(connection, GIVE_WAY, away, {"group": group, "before": before})
+
+
+def _return(connection: sqlite3.Connection, change: str, rows: Sequence[Returned], values: dict[str, int]) -> None:
+    connection.execute(NOTE_RETURNED, {"rows": json.dumps(rows)})
+    connection.execute(change, values)
+    connection.execute("DELETE FROM returned")
 
 
 def _json(positions: Iterable[int]) -> str:
