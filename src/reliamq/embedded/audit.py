@@ -6,14 +6,32 @@ value that cannot be read is said to be unseen.  Deciding whether an application
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
+from reliamq.embedded.opening import APPLICATION_ID, SCHEMA_VERSION
 from reliamq.embedded.settings import Location
 from reliamq.spi import Durability, Finding, Severity, TopicSpec
 
-__all__ = ["audit", "durability_findings", "limit_findings"]
+__all__ = ["audit", "durability_findings", "file_system_finding", "limit_findings"]
+
+MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs"}
+)
+LEAST_FREE_BYTES = 256 << 20
+LARGEST_WAL_BYTES = 512 << 20
+
+TOPIC = "SELECT retention, max_message_bytes FROM topic WHERE name = ?"
+GROUPS = "SELECT g.name FROM group_ g JOIN topic t ON t.id = g.topic_id WHERE t.name = ?"
+
+
+# --- of declaring and of the audit ----------------------------------------------------------------------------
 
 
 def durability_findings(topics: Sequence[TopicSpec], durability: Durability) -> Iterator[Finding]:
@@ -38,25 +56,143 @@ def durability_findings(topics: Sequence[TopicSpec], durability: Durability) -> 
 
 def limit_findings(spec: TopicSpec, retention: float, limit: int) -> Iterator[Finding]:
     """Where a topic has more than is asked: left alone, because less would be weaker (S1)."""
-    if retention > spec.retention.total_seconds():
-        yield _kept(spec, "retention", str(timedelta(seconds=retention)), str(spec.retention))
+    asked = spec.retention.total_seconds()
+    more = "It was declared with more before, and declaring never lowers; nothing is lost."
+    if retention > asked:
+        yield _of_topic(spec, "retention", _seconds(retention), _seconds(asked), Severity.NOTE, more)
     if limit > spec.max_message_bytes:
-        yield _kept(spec, "max_message_bytes", str(limit), str(spec.max_message_bytes))
+        yield _of_topic(spec, "max_message_bytes", str(limit), str(spec.max_message_bytes), Severity.NOTE, more)
 
 
-def _kept(spec: TopicSpec, setting: str, found: str, asked: str) -> Finding:
+def _of_topic(spec: TopicSpec, setting: str, found: str, required: str, severity: Severity, why: str) -> Finding:
     return Finding(
-        Severity.NOTE,
-        f"topic {spec.name}",
-        setting,
-        found,
-        asked,
-        "It was declared with more before, and declaring never lowers; nothing is lost.",
-        "Ask for the same everywhere.",
-        "S1",
+        severity, f"topic {spec.name}", setting, found, required, why, "Declare it with what every user of it needs."
     )
+
+
+def _seconds(seconds: float) -> str:
+    return str(timedelta(seconds=seconds))
+
+
+# --- the audit ------------------------------------------------------------------------------------------------
 
 
 def audit(connection: sqlite3.Connection, location: Location, topics: Sequence[TopicSpec]) -> list[Finding]:
     """Everything there is to say about the file and the topics in it."""
-    return []
+    findings = [finding for spec in topics for finding in _topic_findings(connection, spec)]
+    if location.path is not None:
+        findings += _connection_findings(connection, location.path)
+        findings += _file_findings(location.path)
+        findings += file_system_finding(location.path, Path("/proc/mounts"))
+    return findings
+
+
+def _topic_findings(connection: sqlite3.Connection, spec: TopicSpec) -> Iterator[Finding]:
+    row = connection.execute(TOPIC, (spec.name,)).fetchone()
+    if row is None:
+        why = "Publishing to it is rejected as unroutable."
+        yield _of_topic(spec, "topic", "missing", "declared", Severity.RISKS, why)
+        return
+    retention, limit = row
+    yield from limit_findings(spec, retention, limit)
+    if retention < spec.retention.total_seconds():
+        why = "A group that is declared later misses what was removed before."
+        yield _of_topic(
+            spec, "retention", _seconds(retention), _seconds(spec.retention.total_seconds()), Severity.RISKS, why
+        )
+    if limit < spec.max_message_bytes:
+        why = "Larger messages are rejected; none that was confirmed is lost."
+        yield _of_topic(spec, "max_message_bytes", str(limit), str(spec.max_message_bytes), Severity.NOTE, why)
+    declared = {name for (name,) in connection.execute(GROUPS, (spec.name,)).fetchall()}
+    for group in spec.groups:
+        if group.name not in declared:
+            why = "Until it is declared it gets nothing; what is published now it gets only within the retention."
+            yield _of_topic(spec, f"group {group.name}", "missing", "declared", Severity.LOSES, why)
+
+
+def _connection_findings(connection: sqlite3.Connection, path: str) -> Iterator[Finding]:
+    def value(pragma: str) -> object:
+        return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+
+    required = {
+        "journal_mode": ("wal", "A crash can tear a transaction, or readers and writers block one another."),
+        "synchronous": (2, "A confirmed message can be lost in a power cut."),
+        "application_id": (APPLICATION_ID, "The file was turned into another application's."),
+        "user_version": (SCHEMA_VERSION, "Another reliamq has changed the schema while this one runs."),
+    }
+    for pragma, (wanted, why) in required.items():
+        found = value(pragma)
+        if found != wanted:
+            yield Finding(
+                Severity.LOSES, path, pragma, str(found), str(wanted), why, "Restart, and find out who changed it."
+            )
+    pages, limit = int(str(value("page_count"))), int(str(value("max_page_count")))
+    free = int(str(value("freelist_count")))
+    if (pages - free) > 0.9 * limit:
+        why = "Publishing will be rejected as full; nothing that was confirmed is lost."
+        yield Finding(Severity.RISKS, path, "pages in use", f"{pages - free} of {limit}", "below 90 %", why, _MAKE_ROOM)
+
+
+_MAKE_ROOM = "Raise max_bytes, shorten retention, or let the groups catch up."
+
+
+def _file_findings(path: str) -> Iterator[Finding]:
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        try:
+            status = os.stat(path + suffix)
+        except FileNotFoundError:
+            if not suffix:
+                why = "It was deleted while in use: what is written to it now is gone when it is closed."
+                yield Finding(Severity.LOSES, path, "file", "missing", "there", why, "Restart and declare again.")
+            continue
+        if not os.access(path + suffix, os.W_OK):
+            why = "This process cannot write it: publishing and settling will fail."
+            yield Finding(Severity.RISKS, path + suffix, "access", "read-only", "writable", why, "Fix owner and mode.")
+        if status.st_mode & stat.S_IWOTH:
+            why = "Any user of the machine can change or delete messages."
+            mode = stat.filemode(status.st_mode)
+            yield Finding(Severity.RISKS, path + suffix, "mode", mode, "not writable by others", why, "chmod o-w.")
+        if suffix == "-wal" and status.st_size > LARGEST_WAL_BYTES:
+            why = "Some program has an old read transaction open, so that the log only grows until the disk is full."
+            found, most = f"{status.st_size} bytes", f"{LARGEST_WAL_BYTES} bytes"
+            yield Finding(Severity.RISKS, path + suffix, "size", found, most, why, "Find and close that program.")
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    if free < LEAST_FREE_BYTES:
+        why = "On a full disk publishing is rejected and nothing can be acknowledged."
+        found, least = f"{free} bytes", f"{LEAST_FREE_BYTES} bytes"
+        yield Finding(Severity.RISKS, os.path.dirname(path), "free disk", found, least, why, "Make room.")
+
+
+def file_system_finding(path: str, mounts: Path) -> Iterator[Finding]:
+    """What kind of file system the file is on, by the kernel's table of mounts.
+
+    A file system in memory loses everything in a power cut; SQLite's WAL needs memory that all its processes share,
+    which file systems over a network do not give.
+    """
+    try:
+        kind = _kind_of_mount(path, mounts.read_text(encoding="utf-8", errors="surrogateescape"))
+    except OSError as error:
+        why = "Whether a commit reaches a disk depends on it."
+        fix = f"Make sure that it is a local disk ({mounts}: {error.strerror})."
+        yield Finding(Severity.UNSEEN, path, "file system", "unknown", "a local disk", why, fix)
+        return
+    if kind in MEMORY_FILE_SYSTEMS:
+        why = "It is memory: a restart of the machine loses every message."
+    elif kind in NETWORK_FILE_SYSTEMS:
+        why = "It is reached over a network, where SQLite's locks and shared memory do not hold."
+    else:
+        return
+    yield Finding(Severity.LOSES, path, "file system", kind, "a local disk", why, "Move the file to a local disk.")
+
+
+def _kind_of_mount(path: str, table: str) -> str:
+    """The file system's kind of the longest mount point that is above ``path``; later mounts hide earlier ones."""
+    best, kind = "", "unknown"
+    for line in table.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = fields[1].replace("\\040", " ").rstrip("/")
+        if len(point) >= len(best) and (path + "/").startswith(point + "/"):
+            best, kind = point, fields[2]
+    return kind

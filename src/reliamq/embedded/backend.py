@@ -47,8 +47,7 @@ class EmbeddedBackend:
         location = locate(url, settings or {})
         self.url = location.url
         self.capabilities = MEMORY if location.path is None else FILE
-        self._clock = clock
-        self._database = database_at(location)
+        self._database = database_at(location, clock)
 
     def __repr__(self) -> str:
         return f"<EmbeddedBackend {self.url}>"
@@ -72,7 +71,7 @@ class EmbeddedBackend:
             raise ConfigurationError(f"group '{group}' on '{topic}': a lease of {lease} is over before it began")
         async with self._database.opened():
             member = await join(self._database, topic, group)
-            subscription = EmbeddedSubscription(self._database, topic, group, member, lease, self._clock)
+            subscription = EmbeddedSubscription(self._database, topic, group, member, lease)
             try:
                 yield subscription
             finally:

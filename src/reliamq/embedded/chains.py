@@ -39,7 +39,8 @@ WHERE group_id = :group AND state = 2 AND owner = :owner AND (:claim IS NULL OR 
 AND chain IS NOT NULL"""
 
 RELEASE_OWNED = """
-UPDATE delivery INDEXED BY delivery_due SET state = iif(chain IS NULL, 1, 0), owner = 0, claim = 0, begun = 0, due_at = 0
+UPDATE delivery INDEXED BY delivery_due
+SET state = iif(chain IS NULL, 1, 0), owner = 0, claim = 0, begun = 0, due_at = 0
 WHERE group_id = :group AND state = 2 AND owner = :owner AND (:claim IS NULL OR claim = :claim)"""
 
 CURSOR_PASSED = """

@@ -19,7 +19,7 @@ from reliamq.embedded.schema import LEASED, WAITING
 
 __all__ = ["Member", "Taken", "Wanted", "claim", "look"]
 
-# CROSS JOIN and INDEXED BY tell SQLite the order and the index: without statistics it would sometimes read a group whole.
+# CROSS JOIN and INDEXED BY tell SQLite the order and the index: without statistics it may read a whole group instead.
 READ_GROUP = """
 SELECT g.name, g.cursor, t.last, g.claims + 1,
   EXISTS (SELECT 1 FROM delivery d WHERE d.group_id = g.id AND d.state = 2 AND d.due_at <= :now),

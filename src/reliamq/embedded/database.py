@@ -39,8 +39,8 @@ class Database:
     A file is open while somebody has it :meth:`opened`; a broker in memory lives as long as any backend that names it.
     """
 
-    def __init__(self, location: Location) -> None:
-        self.location = location
+    def __init__(self, location: Location, clock: Callable[[], float]) -> None:
+        self.location, self.clock = location, clock
         self._worker: Worker | None = None
         self._users = 0
         self._process = os.getpid()
@@ -65,7 +65,7 @@ class Database:
                 _inherited.append(self._worker)
             self._worker, self._users, self._process = None, 0, os.getpid()
         if self._worker is None:
-            self._worker = Worker(self.location)
+            self._worker = Worker(self.location, self.clock)
             if self.location.path is None:
                 weakref.finalize(self, self._worker.stop)
         self._users += 1
@@ -136,11 +136,11 @@ class Database:
                 worker.unwatch(watch)
 
 
-def database_at(location: Location) -> Database:
+def database_at(location: Location, clock: Callable[[], float]) -> Database:
     """The process's database there, the same for all who ask while one of them keeps it."""
-    key = location.name if location.path is None else (location.path, location.settings)
+    key = location.name if location.path is None else (location.path, location.settings, clock)
     with _mutex:
         database = _databases.get(key)
         if database is None:
-            database = _databases[key] = Database(location)
+            database = _databases[key] = Database(location, clock)
         return database

@@ -55,12 +55,9 @@ async def join(database: Database, topic: str, group: str) -> Member:
 class EmbeddedSubscription:
     """A :class:`~reliamq.spi.Subscription`; :meth:`leave` must be called at its end."""
 
-    def __init__(
-        self, database: Database, topic: str, group: str, member: Member, lease: timedelta, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, database: Database, topic: str, group: str, member: Member, lease: timedelta) -> None:
         self.lease_seconds = lease.total_seconds()
         self._database, self._topic, self._group, self._member = database, topic, group, member
-        self._clock = clock
         self._topics = frozenset({topic})
         self._flowing = False
         self._settled: set[Receipt] = set()
@@ -90,14 +87,16 @@ class EmbeddedSubscription:
                     await watch.event.wait()  # cancelled here: nothing was taken
 
     async def _look(self) -> float | None:
-        return await self._asked(self._database.read(lambda connection: look(connection, self._member, self._clock())))
+        return await self._asked(
+            self._database.read(lambda connection: look(connection, self._member, self._database.clock()))
+        )
 
     async def _claim(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
         number = 0
 
         def job(connection: sqlite3.Connection) -> Taken | None:
             nonlocal number
-            now = self._clock()
+            now = self._database.clock()
             wanted = Wanted(limit, min(max_bytes, LARGEST_MESSAGE))
             taken = claim(connection, self._member, wanted, now=now, until=now + self.lease_seconds)
             number = 0 if taken is None else taken.claim
@@ -150,7 +149,9 @@ class EmbeddedSubscription:
         receipts = [_receipt(delivery) for delivery in deliveries]
         owned = await self._asked(
             self._database.write(
-                lambda connection: extend(connection, self._member.group, receipts, self._clock() + self.lease_seconds)
+                lambda connection: extend(
+                    connection, self._member.group, receipts, self._database.clock() + self.lease_seconds
+                )
             )
         )
         return [delivery for delivery in deliveries if _receipt(delivery)[0] in owned]
@@ -163,7 +164,8 @@ class EmbeddedSubscription:
         # Cancelled here: all of them are settled, and remembered as such when they are settled again
         owned = await self._asked(
             self._database.write(
-                lambda connection: settle(connection, self._member.group, pairs, self._clock()), wakes=self._topics
+                lambda connection: settle(connection, self._member.group, pairs, self._database.clock()),
+                wakes=self._topics,
             )
         )
         late = [

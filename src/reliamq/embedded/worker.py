@@ -8,17 +8,19 @@ waits how long for them, is left to the other modules.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from reliamq.embedded.errors import StoreFailure, failure_of
 from reliamq.embedded.opening import connect
+from reliamq.embedded.retention import Sweeper
 from reliamq.embedded.settings import Location
 from reliamq.embedded.writelock import WriteLock
 from reliamq.spi import RejectionReason
@@ -26,9 +28,11 @@ from reliamq.spi import RejectionReason
 __all__ = ["Job", "Watch", "Worker"]
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 _QUICK, _CALM, _IDLE = 0.01, 0.025, 0.05  # seconds between two looks for what other processes wrote
 _CALM_AFTER, _IDLE_AFTER = 1.0, 10.0  # seconds without any
+_SWEEP, _SWEEP_IDLE, _SWEEP_ALL = 1.0, 30.0, 60.0  # seconds between two sweeps: after writing, idle, from the start
 
 
 class Job(Generic[T]):
@@ -72,8 +76,8 @@ class _CommitFailed(Exception):
 class Worker:
     """One thread, one connection.  ``submit``, ``withdraw``, ``watch`` and ``stop`` may be called from any thread."""
 
-    def __init__(self, location: Location) -> None:
-        self._location = location
+    def __init__(self, location: Location, clock: Callable[[], float]) -> None:
+        self._location, self._clock = location, clock
         self._name = location.path or location.url
         self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._mutex = threading.Lock()  # guards started/withdrawn of jobs, and the watches
@@ -84,6 +88,10 @@ class Worker:
         self._seen_version = 0
         self._looked_at = self._news_at = time.monotonic()
         self._last_job: Job[Any] | None = None
+        self._sweeper = Sweeper()
+        self._sweep_at = self._news_at + _SWEEP
+        self._sweep_all_at = self._news_at + _SWEEP_ALL
+        self._wrote = False
         threading.Thread(target=self._work, name=f"reliamq {self._name}", daemon=True).start()
 
     # --- from any thread -------------------------------------------------------------------------------------------
@@ -124,15 +132,17 @@ class Worker:
             self._process([job for job in jobs if job is not None])
             if self._watches:
                 self._look_for_foreign_news()
+            self._sweep_when_due()
         self._close()
         if self._last_job is not None:
             self._answer([self._last_job], frozenset())
 
     def _next_jobs(self) -> Sequence[Job[Any] | None]:
-        """Everything that is queued; waits for the first, but not longer than until the next look at the file."""
+        """Everything that is queued; waits for the first, but not longer than until there is something else to do."""
         jobs: list[Job[Any] | None] = []
+        pause = max(0.0, self._sweep_at - time.monotonic())
         with suppress(queue.Empty):
-            jobs.append(self._queue.get(timeout=self._pause() if self._watches else None))
+            jobs.append(self._queue.get(timeout=min(pause, self._pause()) if self._watches else pause))
             while True:
                 jobs.append(self._queue.get_nowait())
         return jobs
@@ -152,6 +162,8 @@ class Worker:
         for job in reads:
             self._read(connection, job)
         if writes:
+            self._wrote = True
+            self._sweep_at = min(self._sweep_at, time.monotonic() + _SWEEP)
             self._write(connection, writes)
         self._answer(jobs, frozenset().union(*(job.wakes for job in writes if job.error is None)))
 
@@ -163,8 +175,14 @@ class Worker:
 
     def _write(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
         """Run a group; if one of it fails, run each on its own, so that only the one at fault fails."""
+
+        def run_all() -> None:
+            for job in jobs:
+                if self._start(job):
+                    job.run(connection)
+
         try:
-            self._transaction(connection, jobs)
+            self._transaction(connection, run_all)
         except _CommitFailed as error:
             for job in jobs:
                 job.error = error.failure
@@ -184,14 +202,12 @@ class Worker:
         else:
             self._write(connection, [job])
 
-    def _transaction(self, connection: sqlite3.Connection, jobs: Iterable[Job[Any]]) -> None:
+    def _transaction(self, connection: sqlite3.Connection, run: Callable[[], None]) -> None:
         with self._lock.held():
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self._check_file()
-                for job in jobs:
-                    if self._start(job):
-                        job.run(connection)
+                run()
             except BaseException:
                 if connection.in_transaction:  # SQLite itself may have rolled back, when the disk is full for one
                     connection.execute("ROLLBACK")
@@ -258,6 +274,37 @@ class Worker:
                 self._reopen_next_time()
             self._reopen_next_time()
         self._lock.close()
+
+    # --- housekeeping ----------------------------------------------------------------------------------------------
+
+    def _sweep_when_due(self) -> None:
+        """Remove a piece of what retention lets go, at most once a second, and again at once while there is more."""
+        now = time.monotonic()
+        if now < self._sweep_at:
+            return
+        connection, more = self._connection, False
+        if now >= self._sweep_all_at:
+            self._sweep_all_at = now + _SWEEP_ALL
+            self._sweeper.begin_again()
+        if connection is not None:
+            try:
+                more = self._sweep(connection)
+            except (sqlite3.Error, StoreFailure, _CommitFailed) as error:
+                logger.warning("%s: could not remove finished messages, will try again: %s", self._name, error)
+        self._sweep_at = now if more else now + (_SWEEP if self._wrote else _SWEEP_IDLE)
+        self._wrote = False
+
+    def _sweep(self, connection: sqlite3.Connection) -> bool:
+        more = False
+        now = self._clock()
+
+        def run() -> None:
+            nonlocal more
+            more = self._sweeper.sweep(connection, now)
+
+        if self._sweeper.has_work(connection, now):
+            self._transaction(connection, run)
+        return more
 
     # --- telling ---------------------------------------------------------------------------------------------------
 
