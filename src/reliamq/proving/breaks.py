@@ -1,0 +1,127 @@
+"""The real backend and outbox, watched; and with one rule broken on purpose.
+
+What a rule protects from is best seen by breaking it.  Everything else stays as it is, so what the checker then finds
+is due to that one rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+
+from reliamq.proving.ledger import Ledger
+from reliamq.spi import (
+    Ack,
+    Backend,
+    Confirmation,
+    DeadLetters,
+    Delivery,
+    Message,
+    OutboxRow,
+    OutboxStatus,
+    OutboxStore,
+    Outcome,
+    ParkedRow,
+    Publisher,
+    Rejection,
+    Settlement,
+    Storage,
+    Subscription,
+)
+
+__all__ = ["ForgetfulOutbox", "WatchedBackend"]
+
+
+class WatchedBackend:
+    """A backend whose confirmations and deliveries go to the ledger.  ack_first: the broken rule of that name."""
+
+    def __init__(self, backend: Backend, ledger: Ledger, *, ack_first: bool = False) -> None:
+        self._backend, self._ledger, self._ack_first = backend, ledger, ack_first
+        self.name, self.url, self.capabilities = backend.name, backend.url, backend.capabilities
+
+    def storage(self) -> AbstractAsyncContextManager[Storage]:
+        """As it is."""
+        return self._backend.storage()
+
+    def dead_letters(self) -> AbstractAsyncContextManager[DeadLetters]:
+        """As it is."""
+        return self._backend.dead_letters()
+
+    @asynccontextmanager
+    async def publisher(self) -> AsyncIterator[Publisher]:
+        """Watched."""
+        async with self._backend.publisher() as publisher:
+            yield _WatchedPublisher(publisher, self._ledger)
+
+    @asynccontextmanager
+    async def subscription(self, topic: str, group: str, *, lease: timedelta) -> AsyncIterator[Subscription]:
+        """Watched, and perhaps broken."""
+        async with self._backend.subscription(topic, group, lease=lease) as subscription:
+            yield _WatchedSubscription(subscription, self._ledger, ack_first=self._ack_first)
+
+
+class _WatchedPublisher:
+    def __init__(self, publisher: Publisher, ledger: Ledger) -> None:
+        self._publisher, self._ledger = publisher, ledger
+
+    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        outcomes = await self._publisher.send(batch, deadline=deadline)
+        confirmed = [one.message_id for one in outcomes if isinstance(one, Confirmation)]
+        if confirmed:
+            self._ledger.write("confirmed", confirmed)
+        return outcomes
+
+
+class _WatchedSubscription:
+    def __init__(self, subscription: Subscription, ledger: Ledger, *, ack_first: bool) -> None:
+        self._subscription, self._ledger, self._ack_first = subscription, ledger, ack_first
+        self.lease_seconds = subscription.lease_seconds
+
+    async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
+        deliveries = await self._subscription.receive(limit, max_bytes=max_bytes, wait=wait)
+        if deliveries:
+            self._ledger.write("delivered", [one.message.id for one in deliveries])
+            if self._ack_first:
+                await self._subscription.settle([Ack(delivery) for delivery in deliveries])
+        return deliveries
+
+    async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        return deliveries if self._ack_first else await self._subscription.begin(deliveries)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        return deliveries if self._ack_first else await self._subscription.extend(deliveries)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        return [] if self._ack_first else await self._subscription.settle(settlements)
+
+
+class ForgetfulOutbox:
+    """The broken rule *forget-confirm*: rows leave the table when they are claimed, before anything was sent."""
+
+    def __init__(self, store: OutboxStore) -> None:
+        self._store = store
+
+    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+        """Claim and delete at once."""
+        rows = await self._store.claim(relay, limit=limit, lease=lease)
+        if rows:
+            await self._store.settle(relay, confirmed=rows, rejected=[])
+        return rows
+
+    async def settle(
+        self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]
+    ) -> None:
+        """Nothing is left to settle."""
+
+    async def status(self) -> OutboxStatus:
+        """As it is."""
+        return await self._store.status()
+
+    async def parked(self, *, limit: int) -> Sequence[ParkedRow]:
+        """As it is."""
+        return await self._store.parked(limit=limit)
+
+    async def requeue(self, message_ids: Sequence[str] | None) -> int:
+        """As it is."""
+        return await self._store.requeue(message_ids)

@@ -1,0 +1,214 @@
+"""One proof, from the first process to the verdict.
+
+Starts the fleet, kills at the plan's pace, waits until all that was committed has taken effect or the deadline passes,
+stops, and gathers the facts.  Showing it is left to ``command`` and ``report``.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import anyio
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from reliamq.database import open_engine, open_sync_engine
+from reliamq.proving.checker import Committed, Effected, Facts, Verdict, check
+from reliamq.proving.ledger import LedgerReader
+from reliamq.proving.plan import Plan
+from reliamq.proving.processes import Fleet, Member
+from reliamq.proving.scenario import GROUP, Account, Effect, OrderRow, make_app, reset_tables
+from reliamq.spi import ConfigurationError, DeadLetterRecord
+
+__all__ = ["Progress", "Proof", "Result"]
+
+LOOK_EVERY = 0.05
+LEAST_KILLS = 5
+STOP_PATIENCE = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is; for showing."""
+
+    phase: str
+    committed: int
+    confirmed: int
+    delivered: int
+    effects: int
+    kills: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it.  latencies: seconds from commit to effect.  finished: all took effect before the deadline."""
+
+    verdict: Verdict
+    kills: Sequence[tuple[float, str]]
+    crashes: Sequence[str]
+    seconds: float
+    finished: bool
+    latencies: Sequence[float]
+    timeline: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Proof:
+    """kill_every: seconds between kills, 0: none.  deadline: seconds for the rest after the last commit."""
+
+    def __init__(
+        self, plan: Plan, *, kill_every: float, deadline: float, show: Callable[[Progress], None] = lambda _: None
+    ) -> None:
+        self.plan, self._kill_every, self._deadline, self._show = plan, kill_every, deadline, show
+        self._fleet = Fleet(plan)
+        self._reader = LedgerReader(plan.ledger_folder)
+        self._random = random.Random(plan.seed)  # noqa: S311  # repeatable, not secret
+        self._began = time.monotonic()
+
+    def prepare(self) -> None:
+        """Reach the servers and begin with empty tables.  Raises ReliamqError or SQLAlchemyError when that fails."""
+        anyio.run(self._prepare)
+
+    async def _prepare(self) -> None:
+        app, _ = make_app(self.plan)
+        async with open_engine(self.plan.database) as engine:
+            await app.create_tables()
+            async with app.outbox_store() as store:
+                status = await store.status()
+            if status.waiting or status.parked:
+                raise ConfigurationError(
+                    f"the database's outbox holds {status.waiting + status.parked} rows of somebody else; "
+                    "prove with a database of its own"
+                )
+            await reset_tables(engine, self.plan)
+        async with app:
+            pass
+
+    def run(self) -> Result:
+        """Run it.  KeyboardInterrupt: everything is ended and the ledger so far is the result."""
+        self._began = time.monotonic()
+        finished = False
+        with ExitStack() as stack:
+            engine = stack.enter_context(open_sync_engine(self.plan.database))
+            stack.callback(self._fleet.kill_all)  # whatever happens, nobody is left behind
+            try:
+                self._fleet.start()
+                self._work_under_fire(engine)
+                finished = self._drain(engine)
+                self._fleet.stop(STOP_PATIENCE)
+            except KeyboardInterrupt:
+                self._fleet.kill_all()
+            return self._result(engine, finished)
+
+    # --- phases ----------------------------------------------------------------------------------------------------
+
+    def _work_under_fire(self, engine: Engine) -> None:
+        """Until the applications have placed all their orders, and a proof with kills has had enough of them."""
+        next_kill = time.monotonic() + self._kill_every
+        while self._fleet.running("application") or self._needs_kills():
+            self._look("working")
+            if self._kill_every and time.monotonic() >= next_kill:
+                self._kill_one()
+                next_kill = time.monotonic() + self._kill_every
+            if not self._fleet.running("application") and self._all_applied(engine):
+                return
+
+    def _needs_kills(self) -> bool:
+        return bool(self._kill_every) and len(self._fleet.kills) < LEAST_KILLS
+
+    def _drain(self, engine: Engine) -> bool:
+        """Whether all that was committed takes effect by the deadline."""
+        until = time.monotonic() + self._deadline
+        while time.monotonic() < until:
+            self._look("draining")
+            if self._all_applied(engine):
+                return True
+        return False
+
+    def _kill_one(self) -> None:
+        ready = [
+            one
+            for one in self._fleet.running()
+            if self._is_victim(one) and self._reader.is_ready(one.name, one.process.pid or 0)
+        ]
+        if ready:
+            self._fleet.kill(self._random.choice(ready))
+
+    def _is_victim(self, member: Member) -> bool:
+        return self.plan.broken is None or member.role == self.plan.broken.victim
+
+    def _look(self, phase: str) -> None:
+        time.sleep(LOOK_EVERY)
+        self._fleet.look_after()
+        self._reader.read()
+        counts = self._reader.counts
+        seconds = time.monotonic() - self._began
+        self._show(
+            Progress(
+                phase,
+                counts["committed"],
+                counts["confirmed"],
+                counts["delivered"],
+                self._effects,
+                len(self._fleet.kills),
+                seconds,
+            )
+        )
+
+    _effects = 0
+
+    def _all_applied(self, engine: Engine) -> bool:
+        with Session(engine) as session:
+            committed = session.scalar(select(func.count()).select_from(OrderRow)) or 0
+            self._effects = session.scalar(select(func.count(Effect.message_id.distinct()))) or 0
+        return self._effects >= committed
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def _result(self, engine: Engine, finished: bool) -> Result:
+        self._reader.read()
+        with Session(engine) as session:
+            orders = session.scalars(select(OrderRow).order_by(OrderRow.committed_at)).all()
+            effects = session.scalars(select(Effect).order_by(Effect.place)).all()
+            balances = {one.name: one.balance for one in session.scalars(select(Account))}
+        said = {
+            kind: [id_ for event in self._reader.events if event.kind == kind for id_ in event.ids] for kind in _KINDS
+        }
+        facts = Facts(
+            committed=[Committed(one.message_id, one.account, one.number, one.amount) for one in orders],
+            effects=[Effected(one.message_id, one.account, one.number, one.amount) for one in effects],
+            confirmed=said["confirmed"],
+            delivered=said["delivered"],
+            dead_letters=[one.message.id for one in anyio.run(self._dead_letters)],
+            balances=balances,
+        )
+        committed_at = {one.message_id: one.committed_at for one in orders}
+        return Result(
+            verdict=check(facts),
+            kills=self._fleet.kills,
+            crashes=self._fleet.crashes,
+            seconds=time.monotonic() - self._began,
+            finished=finished,
+            latencies=[
+                max(0.0, one.applied_at - committed_at[one.message_id])
+                for one in effects
+                if one.message_id in committed_at
+            ],
+            timeline={
+                "committed": sorted(committed_at.values()),
+                "effects": sorted(one.applied_at for one in effects),
+                **{kind: sorted(e.at for e in self._reader.events if e.kind == kind for _ in e.ids) for kind in _KINDS},
+            },
+        )
+
+    async def _dead_letters(self) -> Sequence[DeadLetterRecord]:
+        app, topic = make_app(self.plan)
+        async with app.dead_letters() as desk:
+            return await desk.list(topic=topic.name, group=GROUP, limit=1_000_000)
+
+
+_KINDS = ("confirmed", "delivered")
