@@ -19,9 +19,11 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from reliamq.spi import ConfigurationError, MissingExtra
 
-__all__ = ["is_retriable", "now_seconds", "open_engine", "open_sync_engine", "wait_for_writers"]
+__all__ = ["READING", "is_retriable", "now_seconds", "open_engine", "open_sync_engine", "wait_for_writers"]
 
 BUSY_SECONDS = 60.0
+READING = "reliamq_reading"
+"""Execution option of a connection that only reads: on SQLite it takes no write lock."""
 RETRIABLE_STATES = {"40001", "40P01"}  # serialization failure, deadlock (PostgreSQL, appendix A)
 RETRIABLE_MYSQL = {1205, 1213}  # lock wait timeout, deadlock
 
@@ -110,7 +112,8 @@ def wait_for_writers(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reading = connection.get_execution_options().get(READING, False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def is_retriable(error: BaseException) -> bool:

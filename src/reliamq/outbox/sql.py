@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import and_, case, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from reliamq.database import now_seconds
+from reliamq.database import READING, now_seconds
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 from reliamq.spi import Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
 from reliamq.spi.messages import NO_HEADERS
@@ -57,7 +57,7 @@ class SqlOutboxStore:
     async def _anything_to_send(self) -> bool:
         """An idle relay must not take a write lock each time it looks."""
         async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execution_options(**{READING: True})
             return bool(await connection.scalar(select(select(row.position).where(_waiting, _due()).exists())))
 
     async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
@@ -119,6 +119,7 @@ class SqlOutboxStore:
             now_seconds() - func.min(case((_waiting, row.created_at))),
         ).select_from(row)
         async with self._engine.connect() as connection:
+            await connection.execution_options(**{READING: True})
             every, parked, oldest = (await connection.execute(query)).one()
         return OutboxStatus(every - parked, parked, None if oldest is None else max(0.0, float(oldest)))
 
@@ -126,6 +127,7 @@ class SqlOutboxStore:
         """See :meth:`reliamq.spi.OutboxStore.parked`."""
         query = select(row).where(row.parked_at.is_not(None)).order_by(row.position).limit(limit)
         async with self._engine.connect() as connection:
+            await connection.execution_options(**{READING: True})
             found = (await connection.execute(query)).all()
         return [
             ParkedRow(_outbox_row(one), one.error or "", datetime.fromtimestamp(one.parked_at, UTC)) for one in found

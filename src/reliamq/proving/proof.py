@@ -16,7 +16,7 @@ import anyio
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from reliamq.database import open_engine, open_sync_engine
+from reliamq.database import READING, open_engine, open_sync_engine
 from reliamq.proving.checker import Committed, Effected, Facts, Verdict, check
 from reliamq.proving.ledger import LedgerReader
 from reliamq.proving.plan import Plan
@@ -28,6 +28,7 @@ __all__ = ["Progress", "Proof", "Result"]
 
 LOOK_EVERY = 0.05
 LEAST_KILLS = 5
+COUNT_EVERY = 0.5
 STOP_PATIENCE = 15.0
 
 
@@ -46,13 +47,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it.  latencies: seconds from commit to effect.  finished: all took effect before the deadline."""
+    """What came of it.  latencies: seconds from commit to effect.  finished: all took effect before the deadline.
+    interrupted: by Ctrl-C; the rest is the ledger so far."""
 
     verdict: Verdict
     kills: Sequence[tuple[float, str]]
     crashes: Sequence[str]
     seconds: float
     finished: bool
+    interrupted: bool
     latencies: Sequence[float]
     timeline: dict[str, list[float]] = field(default_factory=dict)
 
@@ -68,6 +71,8 @@ class Proof:
         self._reader = LedgerReader(plan.ledger_folder)
         self._random = random.Random(plan.seed)  # noqa: S311  # repeatable, not secret
         self._began = time.monotonic()
+        self._counted_at = 0.0
+        self._effects = 0
 
     def prepare(self) -> None:
         """Reach the servers and begin with empty tables.  Raises ReliamqError or SQLAlchemyError when that fails."""
@@ -91,7 +96,7 @@ class Proof:
     def run(self) -> Result:
         """Run it.  KeyboardInterrupt: everything is ended and the ledger so far is the result."""
         self._began = time.monotonic()
-        finished = False
+        finished = interrupted = False
         with ExitStack() as stack:
             engine = stack.enter_context(open_sync_engine(self.plan.database))
             stack.callback(self._fleet.kill_all)  # whatever happens, nobody is left behind
@@ -101,8 +106,9 @@ class Proof:
                 finished = self._drain(engine)
                 self._fleet.stop(STOP_PATIENCE)
             except KeyboardInterrupt:
+                interrupted = True
                 self._fleet.kill_all()
-            return self._result(engine, finished)
+            return self._result(engine, finished, interrupted)
 
     # --- phases ----------------------------------------------------------------------------------------------------
 
@@ -114,8 +120,7 @@ class Proof:
             if self._kill_every and time.monotonic() >= next_kill:
                 self._kill_one()
                 next_kill = time.monotonic() + self._kill_every
-            if not self._fleet.running("application") and self._all_applied(engine):
-                return
+            self._count_effects(engine)
 
     def _needs_kills(self) -> bool:
         return bool(self._kill_every) and len(self._fleet.kills) < LEAST_KILLS
@@ -159,17 +164,22 @@ class Proof:
             )
         )
 
-    _effects = 0
+    def _count_effects(self, engine: Engine) -> None:
+        """For showing; not at every look, because counting is not free."""
+        if time.monotonic() - self._counted_at > COUNT_EVERY:
+            self._all_applied(engine)
 
     def _all_applied(self, engine: Engine) -> bool:
-        with Session(engine) as session:
-            committed = session.scalar(select(func.count()).select_from(OrderRow)) or 0
-            self._effects = session.scalar(select(func.count(Effect.message_id.distinct()))) or 0
+        self._counted_at = time.monotonic()
+        with engine.connect() as connection:
+            connection.execution_options(**{READING: True})
+            committed = connection.scalar(select(func.count()).select_from(OrderRow)) or 0
+            self._effects = connection.scalar(select(func.count(Effect.message_id.distinct()))) or 0
         return self._effects >= committed
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    def _result(self, engine: Engine, finished: bool) -> Result:
+    def _result(self, engine: Engine, finished: bool, interrupted: bool) -> Result:
         self._reader.read()
         with Session(engine) as session:
             orders = session.scalars(select(OrderRow).order_by(OrderRow.committed_at)).all()
@@ -193,6 +203,7 @@ class Proof:
             crashes=self._fleet.crashes,
             seconds=time.monotonic() - self._began,
             finished=finished,
+            interrupted=interrupted,
             latencies=[
                 max(0.0, one.applied_at - committed_at[one.message_id])
                 for one in effects

@@ -1,0 +1,118 @@
+"""The durability of the user's own database: outbox and processed ids are only as safe as its commits.
+
+SQLite: journal mode and synchronous as our connections have them.  PostgreSQL: fsync, synchronous_commit,
+full_page_writes, recovery.  What cannot be read is a finding and never a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from reliamq.spi import BrokerUnavailable, Finding, Severity
+
+__all__ = ["audit_database"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """query: reads one value.  safe: what it may be.  why, fix: as in a finding."""
+
+    setting: str
+    query: str
+    safe: tuple[str, ...]
+    severity: Severity
+    why: str
+    fix: str
+
+
+SQLITE = (
+    _Rule(
+        "synchronous",
+        "PRAGMA synchronous",
+        ("2", "3"),
+        Severity.LOSES,
+        "A committed order may not be on the disk when the power fails.",
+        "Open the file with PRAGMA synchronous = FULL.",
+    ),
+    _Rule(
+        "journal_mode",
+        "PRAGMA journal_mode",
+        ("wal", "delete", "truncate", "persist"),
+        Severity.LOSES,
+        "Without a journal on the disk a crash in a transaction damages the file.",
+        "PRAGMA journal_mode = WAL.",
+    ),
+)
+
+POSTGRESQL = (
+    _Rule(
+        "fsync",
+        "SHOW fsync",
+        ("on",),
+        Severity.LOSES,
+        "Commits are not forced to the disk: a crash of the machine loses or damages them.",
+        "Set fsync = on.",
+    ),
+    _Rule(
+        "synchronous_commit",
+        "SHOW synchronous_commit",
+        ("on", "remote_write", "remote_apply"),
+        Severity.LOSES,
+        "COMMIT answers before the order is on the disk; a crash loses it, with its message.",
+        "Set synchronous_commit = on, also for this role and database (ALTER ROLE … SET, ALTER DATABASE … SET).",
+    ),
+    _Rule(
+        "full_page_writes",
+        "SHOW full_page_writes",
+        ("on",),
+        Severity.LOSES,
+        "A page half written in a crash cannot be repaired.",
+        "Set full_page_writes = on, unless the file system writes pages atomically.",
+    ),
+    _Rule(
+        "in recovery",
+        "SELECT pg_is_in_recovery()::text",
+        ("false",),
+        Severity.LOSES,
+        "It is a standby: nothing can be written, so no order and no message.",
+        "Point the database URL at the primary.",
+    ),
+)
+
+RULES = {"sqlite": SQLITE, "postgresql": POSTGRESQL}
+
+
+async def audit_database(engine: AsyncEngine) -> Sequence[Finding]:
+    """Read the live values.  Raises BrokerUnavailable when the database cannot be reached."""
+    subject = f"database {engine.url.render_as_string(hide_password=True)}"
+    rules = RULES.get(engine.dialect.name)
+    if rules is None:
+        return [_unseen(subject, "durability", f"reliamq does not know how to audit {engine.dialect.name}")]
+    try:
+        async with engine.connect() as connection:
+            return [finding async for finding in _check(connection, subject, rules)]
+    except (SQLAlchemyError, OSError) as error:
+        raise BrokerUnavailable(subject, str(error).splitlines()[0]) from error
+
+
+async def _check(connection: AsyncConnection, subject: str, rules: Sequence[_Rule]) -> AsyncIterator[Finding]:
+    for rule in rules:
+        try:
+            found = str(await connection.scalar(text(rule.query)))
+        except SQLAlchemyError as error:
+            yield _unseen(subject, rule.setting, str(error).splitlines()[0])
+            await connection.rollback()  # PostgreSQL refuses further statements of a failed transaction
+            continue
+        if found not in rule.safe:
+            required = " or ".join(rule.safe)
+            yield Finding(rule.severity, subject, rule.setting, found, required, rule.why, rule.fix)
+
+
+def _unseen(subject: str, setting: str, reason: str) -> Finding:
+    fix = "Give the user the right to read it, or check it by hand."
+    return Finding(Severity.UNSEEN, subject, setting, "not readable", "readable", f"{reason}.", fix)
