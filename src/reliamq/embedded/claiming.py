@@ -99,6 +99,11 @@ class Wanted:
     bytes: int
     empty: bool = True
 
+    @property
+    def room(self) -> bool:
+        """Whether anything more can fit."""
+        return self.messages > 0 and (self.bytes > 0 or self.empty)
+
     def fits(self, size: int) -> bool:
         """Whether one more of ``size`` bytes fits; if so it is counted."""
         if self.messages <= 0 or (size > self.bytes and not self.empty):
@@ -141,10 +146,14 @@ def claim(connection: sqlite3.Connection, member: Member, wanted: Wanted, *, now
     if due or passed:
         join_due(connection, member.group, now)
     positions = _take_ready(connection, values, wanted) if ready or expired or due or passed else []
-    if cursor < last and (wanted.messages > 0 and (wanted.bytes > 0 or wanted.empty)):
-        positions += _take_from_log(connection, values, wanted, cursor, last)
-    elif positions:
-        connection.execute(ADVANCE, {**values, "cursor": cursor})
+    if cursor < last and wanted.room:
+        taken, cursor = _take_from_log(connection, values, wanted, cursor, last)
+        positions += taken
+        if not positions:  # then the cursor may just have passed one that gave way
+            pass_cursor(connection, member.group, cursor)
+            join_due(connection, member.group, now)
+            positions = _take_ready(connection, values, wanted)
+    connection.execute(ADVANCE, {**values, "cursor": cursor})
     return Taken(number, _fetch(connection, member.group, positions) if positions else ())
 
 
@@ -188,8 +197,8 @@ def _followers(
 
 def _take_from_log(
     connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted, cursor: int, last: int
-) -> list[int]:
-    """Lease messages from the log, set aside those whose keys are taken, and move the cursor behind both."""
+) -> tuple[list[int], int]:
+    """Lease messages from the log, set aside those whose keys are taken; what was leased, and how far this came."""
     scan = wanted.messages + SCAN_AHEAD
     (found,) = connection.execute(SCAN, {**values, "cursor": cursor, "last": last, "scan": scan}).fetchone()
     rows = sorted(json.loads(found))
@@ -209,8 +218,7 @@ def _take_from_log(
         connection.execute(TAKE_IN, {**values, **put, "seqs": json.dumps(aside)})
     if taken:
         connection.execute(TAKE_IN, {**values, "state": LEASED, "seqs": json.dumps(taken)})
-    connection.execute(ADVANCE, {**values, "cursor": reached})
-    return taken
+    return taken, reached
 
 
 def _fetch(connection: sqlite3.Connection, group: int, positions: Sequence[int]) -> list[list[Any]]:

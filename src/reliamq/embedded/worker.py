@@ -31,7 +31,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _QUICK, _CALM, _IDLE = 0.01, 0.025, 0.05  # seconds between two looks for what other processes wrote
-_CALM_AFTER, _IDLE_AFTER = 1.0, 10.0  # seconds without any
+_CALM_AFTER, _IDLE_AFTER = 0.5, 3.0  # seconds without any
 _SWEEP, _SWEEP_IDLE, _SWEEP_ALL = 1.0, 30.0, 60.0  # seconds between two sweeps: after writing, idle, from the start
 
 
