@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ def file_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(params=["file", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A broker of its own for each test, once in a file and once in memory."""
-    yield f"embedded:///{tmp_path}/broker.db" if request.param == "file" else f"memory://test-{next(_names)}"
+    return f"embedded:///{tmp_path}/broker.db" if request.param == "file" else f"memory://test-{next(_names)}"
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def message(
     key: str | None = None,
     *,
     topic: str = "orders",
-    id: str | None = None,  # noqa: A002 – the field's name
+    id: str | None = None,  # the field's name
     only_group: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Message:
