@@ -1,9 +1,27 @@
 """What every test may use."""
 
+from collections.abc import Iterator
+
 import pytest
+
+from tests.servers.postgresql import PostgresqlServer, run_postgresql
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """The event loop that reliamq runs on."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """One PostgreSQL server for the whole run, started when the first test asks for it."""
+    with run_postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty database of a real PostgreSQL."""
+    with postgresql_server.fresh_database() as url:
+        yield url
