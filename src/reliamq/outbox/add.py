@@ -7,6 +7,7 @@ became true (O3).
 
 from __future__ import annotations
 
+import inspect
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from reliamq.outbox.table import OutboxMessage, bucket_of
-from reliamq.spi import ConfigurationError, Message, TransactionRequired
+from reliamq.spi import ConfigurationError, InvalidMessage, Message, TransactionRequired
 from reliamq.spi.messages import NO_HEADERS
 from reliamq.topics import Topic
 
@@ -27,6 +28,7 @@ __all__ = ["add", "insert"]
 
 M = TypeVar("M", bound=BaseModel)
 KEY_LOCK_SPACE = 0x524C4D51  # "RLMQ": keeps our advisory locks apart from the user's
+MAX_ID_CHARACTERS = 200  # the column's width
 
 
 def add(
@@ -45,10 +47,11 @@ def add(
     that commits each statement by itself.
     """
     plain = session.sync_session if isinstance(session, AsyncSession) else session
-    _refuse_autocommit(plain)
-    message = topic.message(model, id=id, headers=headers)
-    if message.key is not None and not event.contains(plain, "before_flush", _lock_keys):
-        event.listen(plain, "before_flush", _lock_keys)
+    bind = plain.get_bind(OutboxMessage)
+    _refuse_autocommit(bind.get_execution_options(), bind.dialect)
+    message = _storable(topic.message(model, id=id, headers=headers))
+    if not event.contains(plain, "before_flush", _before_flush):
+        event.listen(plain, "before_flush", _before_flush)
     plain.add(OutboxMessage(**_columns(message)))
     return message.id
 
@@ -66,7 +69,7 @@ def insert(
     Raises TransactionRequired when the connection would commit it by itself, ConfigurationError for an unknown driver.
     """
     dialect = _dialect_of(connection)
-    message = topic.message(model, id=id, headers=headers)
+    message = _storable(topic.message(model, id=id, headers=headers))
     cursor = connection.cursor()
     try:
         if dialect.name == "postgresql" and message.key is not None:
@@ -83,6 +86,12 @@ def insert(
     finally:
         cursor.close()
     return message.id
+
+
+def _storable(message: Message) -> Message:
+    if len(message.id) > MAX_ID_CHARACTERS or not message.id.isprintable():
+        raise InvalidMessage(message.topic, message.id, f"its id must be 1 to {MAX_ID_CHARACTERS} printable characters")
+    return message
 
 
 def _columns(message: Message) -> dict[str, Any]:
@@ -104,27 +113,27 @@ def _columns(message: Message) -> dict[str, Any]:
 # --- commit order within a key ----------------------------------------------------------------------------------------
 
 
-def _lock_keys(session: Session, _context: object, _instances: object) -> None:
+def _before_flush(session: Session, _context: object, _instances: object) -> None:
     """Before positions are drawn, take a lock for each key until the end of the transaction.
 
     PostgreSQL draws a position at INSERT and shows the row at COMMIT; without the lock two transactions of one key
     could commit in the other order.  Databases with one writer, or that lock the index gap, need none.  Sorted: no
     deadlocks.
     """
-    if session.get_bind().dialect.name != "postgresql":
+    added = [one for one in session.new if isinstance(one, OutboxMessage)]
+    if not added:
         return
-    for number in _lock_numbers(session.new):
-        session.execute(select(func.pg_advisory_xact_lock(KEY_LOCK_SPACE, number)))
+    ours = {"mapper": OutboxMessage}  # a session may have several databases
+    connection = session.connection(bind_arguments=ours)
+    _refuse_autocommit(connection.get_execution_options(), connection.dialect)
+    if connection.dialect.name != "postgresql":
+        return
+    for number in _lock_numbers(added):
+        connection.execute(select(func.pg_advisory_xact_lock(KEY_LOCK_SPACE, number)))
 
 
-def _lock_numbers(instances: Iterable[object]) -> list[int]:
-    return sorted(
-        {
-            _lock_number(one.topic, one.key)
-            for one in instances
-            if isinstance(one, OutboxMessage) and one.key is not None
-        }
-    )
+def _lock_numbers(added: Iterable[OutboxMessage]) -> list[int]:
+    return sorted({_lock_number(one.topic, one.key) for one in added if one.key is not None})
 
 
 def _lock_number(topic: str, key: bytes) -> int:
@@ -134,10 +143,10 @@ def _lock_number(topic: str, key: bytes) -> int:
 # --- transactions -----------------------------------------------------------------------------------------------------
 
 
-def _refuse_autocommit(session: Session) -> None:
-    bind = session.bind
-    options = bind.get_execution_options() if bind is not None else {}
-    if options.get("isolation_level") == "AUTOCOMMIT":
+def _refuse_autocommit(options: Mapping[str, Any], dialect: Dialect) -> None:
+    # create_engine(isolation_level=…) is kept by the dialect alone, and nowhere in public.
+    default = getattr(dialect, "_on_connect_isolation_level", None)
+    if options.get("isolation_level", default) == "AUTOCOMMIT":
         raise TransactionRequired(
             "the session commits each statement by itself (isolation level AUTOCOMMIT), so the message would not share "
             "the fate of the business change; use a session with transactions"
@@ -145,19 +154,22 @@ def _refuse_autocommit(session: Session) -> None:
 
 
 def _dialect_of(connection: Any) -> Dialect:
-    driver = type(connection).__module__.partition(".")[0]
-    if driver == "sqlite3":
-        _need_transaction(connection.isolation_level is None and not connection.in_transaction)
+    drivers = {kind.__module__.partition(".")[0] for kind in type(connection).__mro__}  # a subclass is as good
+    if inspect.iscoroutinefunction(getattr(connection, "commit", None)):
+        raise ConfigurationError("outbox.insert needs a synchronous connection; with async code use an AsyncSession")
+    if "sqlite3" in drivers:
+        by_itself = connection.isolation_level is None or getattr(connection, "autocommit", False) is True  # 3.12
+        _need_transaction(by_itself and not connection.in_transaction)
         return sqlite.dialect(paramstyle="qmark")
-    if driver in ("psycopg", "psycopg2"):
+    if drivers & {"psycopg", "psycopg2"}:
         _need_transaction(connection.autocommit and connection.info.transaction_status == 0)
         return postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]  # not annotated there
-    if driver in ("pymysql", "MySQLdb"):
+    if drivers & {"pymysql", "MySQLdb"}:
         _need_transaction(bool(connection.get_autocommit()))
         return mysql.dialect(paramstyle="pyformat")
     raise ConfigurationError(
-        f"outbox.insert does not know connections of '{driver}'; it knows sqlite3, psycopg and PyMySQL. "
-        "With SQLAlchemy use outbox.add(session, …)"
+        f"outbox.insert does not know connections of '{type(connection).__module__}'; it knows sqlite3, psycopg and "
+        "PyMySQL. With SQLAlchemy use outbox.add(session, …)"
     )
 
 

@@ -59,9 +59,11 @@ class Relay:
         pause = FIRST_PAUSE_SECONDS
         while not stop.is_set():
             try:
+                # Counted from before the claim: one who was paused after it must not send what is others' by now.
+                deadline = time.monotonic() + self._patience
                 rows = await self._store.claim(self.name, limit=self._batch, lease=self._lease)
-                went_well = await self._relay(rows)
-            except (SQLAlchemyError, BrokerUnavailable) as error:
+                went_well = await self._relay(rows, deadline)
+            except (SQLAlchemyError, BrokerUnavailable, OSError) as error:  # asyncpg's connect raises OSError
                 logger.warning("the relay waits: %s", error)
                 went_well = False
             if not went_well:
@@ -72,14 +74,14 @@ class Relay:
             if not rows:
                 await _sleep_unless(stop, self._poll)
 
-    async def _relay(self, rows: Sequence[OutboxRow]) -> bool:
+    async def _relay(self, rows: Sequence[OutboxRow], deadline: float) -> bool:
         """Send and settle one claim; False when the broker took nothing, so that waiting beats asking again."""
         if not rows:
             return True
         confirmed: list[OutboxRow] = []
         rejected: list[tuple[OutboxRow, Rejection]] = []
         try:
-            await self._send(rows, confirmed, rejected)
+            await self._send(rows, confirmed, rejected, deadline)
         finally:
             # Also when sending failed half-way: a confirm stays true, and the claim ends at once.
             await self._store.settle(self.name, confirmed=confirmed, rejected=rejected)
@@ -87,10 +89,13 @@ class Relay:
         return bool(confirmed) or judged
 
     async def _send(
-        self, rows: Sequence[OutboxRow], confirmed: list[OutboxRow], rejected: list[tuple[OutboxRow, Rejection]]
+        self,
+        rows: Sequence[OutboxRow],
+        confirmed: list[OutboxRow],
+        rejected: list[tuple[OutboxRow, Rejection]],
+        deadline: float,
     ) -> None:
         stopped: set[tuple[str, bytes]] = set()
-        deadline = time.monotonic() + self._patience
         for wave in _waves(rows):
             ready = [one for one in wave if _chain(one) not in stopped]
             if not ready or time.monotonic() >= deadline:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy import case, delete, func, or_, select, text, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import aliased
 
 from reliamq.database import READING, now_seconds
 from reliamq.outbox.table import OutboxLease, OutboxMessage
@@ -25,6 +26,7 @@ __all__ = ["SqlOutboxStore"]
 
 CHUNK = 400  # values in one IN list: below every database's limit
 LONGEST_RETRY_SECONDS = 300.0
+FAIRNESS = 4  # a bucket may give that many times its even share of a claim, so that a full one is not starved
 MAX_ERROR_CHARACTERS = 2_000
 
 row, lease_of = OutboxMessage, OutboxLease
@@ -52,37 +54,24 @@ class SqlOutboxStore:
                 .where(lease_of.bucket.in_(buckets))
                 .values(owner=relay, until=now_seconds() + lease.total_seconds())
             )
-            return await self._rows_of(connection, buckets, limit)
+            found = await connection.execute(_first_rows_of(buckets, limit))
+            return [_outbox_row(one) for one in found]
 
     async def _anything_to_send(self) -> bool:
         """An idle relay must not take a write lock each time it looks."""
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
-            return bool(await connection.scalar(select(select(row.position).where(_waiting, _due()).exists())))
+            return bool(await connection.scalar(select(select(row.position).where(_waiting, *_may_go()).exists())))
 
     async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
         too.
         """
-        has_rows = select(row.position).where(row.bucket == lease_of.bucket, _waiting, _due()).exists()
+        has_rows = select(row.position).where(row.bucket == lease_of.bucket, _waiting, *_may_go()).exists()
         free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
         query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
         buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
         return buckets[: (len(buckets) + 1) // 2]
-
-    async def _rows_of(self, connection: AsyncConnection, buckets: Sequence[int], limit: int) -> Sequence[OutboxRow]:
-        # A key whose first row waits for its retry holds back the rows behind it (O3): the whole key is left out.
-        held_back = (
-            await connection.execute(
-                select(row.topic, row.key).where(
-                    row.bucket.in_(buckets), _waiting, row.available_at > now_seconds(), row.key.is_not(None)
-                )
-            )
-        ).all()
-        query = select(row).where(row.bucket.in_(buckets), _waiting, _due()).order_by(row.position).limit(limit)
-        for topic, key in set(held_back):
-            query = query.where(or_(row.key.is_(None), row.key != key, row.topic != topic))
-        return [_outbox_row(found) for found in (await connection.execute(query)).all()]
 
     async def settle(
         self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]
@@ -146,8 +135,38 @@ class SqlOutboxStore:
             return done
 
 
-def _due() -> Any:
-    return and_(row.available_at <= now_seconds())
+def _may_go() -> tuple[Any, Any]:
+    """Due, and not behind an earlier row of its key that waits for its retry (O3)."""
+    earlier = aliased(row, name="earlier")
+    held_back = (
+        select(earlier.position)
+        .where(
+            earlier.bucket == row.bucket,
+            earlier.parked_at.is_(None),
+            text("earlier.available_at > 0"),  # as the partial index says it
+            earlier.available_at > now_seconds(),
+            earlier.key == row.key,
+            earlier.topic == row.topic,
+        )
+        .exists()
+    )
+    return row.available_at <= now_seconds(), ~held_back
+
+
+def _first_rows_of(buckets: Sequence[int], limit: int) -> Any:
+    """The first rows of each bucket, each by the index: one ORDER BY over all would sort the whole backlog (O6)."""
+    share = limit if len(buckets) == 1 else FAIRNESS * limit // len(buckets) + 1
+    firsts = [
+        select(
+            select(row.position)
+            .where(row.bucket == bucket, _waiting, *_may_go())
+            .order_by(row.position)
+            .limit(share)
+            .subquery()
+        )
+        for bucket in buckets
+    ]
+    return select(row).where(row.position.in_(union_all(*firsts))).order_by(row.position).limit(limit)
 
 
 def _outbox_row(found: Any) -> OutboxRow:

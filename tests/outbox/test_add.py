@@ -1,0 +1,306 @@
+"""A message joins the user's transaction (O1), and positions of a key follow its commits (O3)."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from reliamq import outbox
+from reliamq.database import open_engine
+from reliamq.outbox import OutboxMessage, SqlOutboxStore
+from reliamq.spi import ConfigurationError, InvalidMessage, TooLarge, TransactionRequired
+from reliamq.topics import Topic
+
+from .conftest import Base, Booking, Order, Recorder, add, drain, orders, unordered
+
+pytestmark = pytest.mark.anyio
+
+
+async def ids(engine: AsyncEngine) -> Sequence[str]:
+    async with AsyncSession(engine) as session:
+        return (await session.scalars(select(OutboxMessage.message_id).order_by(OutboxMessage.position))).all()
+
+
+async def bookings(engine: AsyncEngine) -> Sequence[int]:
+    async with AsyncSession(engine) as session:
+        return (await session.scalars(select(Booking.number))).all()
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_commits_with_the_business_change(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(Booking(number=1))
+        message_id = outbox.add(session, orders, Order(account="a", number=1), headers={"trace": "ü\x00"})
+
+    assert await ids(engine) == [message_id]
+    assert await bookings(engine) == [1]
+
+
+async def test_a_message_rolls_back_with_the_business_change(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        session.add(Booking(number=1))
+        outbox.add(session, orders, Order(account="a", number=1))
+        await session.flush()
+        await session.rollback()
+
+    assert await ids(engine) == await bookings(engine) == []
+
+
+async def test_a_message_of_a_savepoint_shares_its_fate(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        kept = outbox.add(session, orders, Order(account="a", number=1))
+        lost = await session.begin_nested()
+        outbox.add(session, orders, Order(account="a", number=2))
+        await session.flush()
+        await lost.rollback()
+        async with session.begin_nested():
+            also_kept = outbox.add(session, orders, Order(account="a", number=3))
+
+    assert await ids(engine) == [kept, also_kept]
+
+
+def test_a_plain_session_commits_and_rolls_back_its_messages(sync_engine: Engine) -> None:
+    with Session(sync_engine) as session:
+        kept = outbox.add(session, orders, Order(account="a", number=1))
+        session.commit()
+        outbox.add(session, unordered, Order(account="a", number=2))
+        session.flush()
+        session.rollback()
+
+        assert session.scalars(select(OutboxMessage.message_id)).all() == [kept]
+
+
+def test_a_session_with_several_databases_finds_the_outbox_in_its_own(sync_engine: Engine, tmp_path: Path) -> None:
+    other = create_engine(f"sqlite:///{tmp_path}/other.db")
+    with Session(binds={OutboxMessage: sync_engine, Booking: other}) as session:
+        message_id = outbox.add(session, orders, Order(account="a", number=1))
+        session.commit()
+        assert session.scalars(select(OutboxMessage.message_id)).all() == [message_id]
+    other.dispose()
+
+
+async def test_many_messages_of_one_transaction_keep_the_order_in_which_they_were_added(engine: AsyncEngine) -> None:
+    added = await add(engine, *(("a", number) for number in range(1_200)))
+
+    assert await ids(engine) == added
+
+
+async def test_adding_needs_no_connection_until_the_session_flushes(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session:
+        outbox.add(session, orders, Order(account="a", number=1))
+
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # of a pool that queues
+
+
+async def test_the_same_id_twice_is_refused_by_the_database_and_takes_its_transaction_along(
+    engine: AsyncEngine,
+) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        outbox.add(session, orders, Order(account="a", number=1), id="one")
+
+    with pytest.raises(IntegrityError):
+        async with AsyncSession(engine) as session, session.begin():
+            session.add(Booking(number=7))
+            outbox.add(session, orders, Order(account="a", number=1), id="one")
+
+    assert await bookings(engine) == []
+
+
+@pytest.mark.parametrize("by", ["engine", "options", "connection", "session"])
+def test_a_session_that_commits_by_itself_is_refused(sync_engine: Engine, by: str) -> None:
+    engine = sync_engine
+    if by == "engine":
+        engine = create_engine(sync_engine.url, isolation_level="AUTOCOMMIT")
+    elif by == "options":
+        engine = sync_engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    with pytest.raises(TransactionRequired, match="AUTOCOMMIT"):
+        if by == "connection":
+            with sync_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                outbox.add(Session(connection), orders, Order(account="a", number=1))
+        with Session(engine) as session:
+            if by == "session":
+                session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            outbox.add(session, orders, Order(account="a", number=1))
+            session.flush()  # what a session chose for its connection is known then
+
+    with Session(sync_engine) as session:
+        assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 0
+    if engine is not sync_engine:
+        engine.dispose()
+
+
+# --- what could never be sent -----------------------------------------------------------------------------------------
+
+
+class Stranger(Order):
+    """A model that the topic does not know."""
+
+
+async def test_an_invalid_message_is_refused_when_it_is_added_and_the_transaction_goes_on(engine: AsyncEngine) -> None:
+    small = Topic("small", Order, max_message_bytes=20)
+    numbered = Topic("numbered", Order, key=lambda order: order.number)  # type: ignore[arg-type,return-value]
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(Booking(number=1))
+        with pytest.raises(TooLarge, match="20"):
+            outbox.add(session, small, Order(account="a" * 100, number=1))
+        with pytest.raises(InvalidMessage, match="Stranger"):
+            outbox.add(session, orders, Stranger(account="a", number=1))
+        with pytest.raises(InvalidMessage, match="key"):
+            outbox.add(session, numbered, Order(account="a", number=1))
+        with pytest.raises(InvalidMessage, match="id"):
+            outbox.add(session, orders, Order(account="a", number=1), id="x" * 201)
+        with pytest.raises(InvalidMessage, match="id"):
+            outbox.add(session, orders, Order(account="a", number=1), id="a\x00b")
+
+    assert await ids(engine) == []
+    assert await bookings(engine) == [1]
+
+
+# --- plain connections ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> str:
+    file = f"{tmp_path}/plain.db"
+    engine = create_engine(f"sqlite:///{file}")
+    outbox.create_tables(engine)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return file
+
+
+async def test_a_message_joins_the_transaction_of_a_sqlite3_connection(sqlite_file: str) -> None:
+    connection = sqlite3.connect(sqlite_file)
+    connection.execute("INSERT INTO booking VALUES (1)")
+    kept = outbox.insert(connection, orders, Order(account="a", number=1), headers={"h": "ü"})
+    connection.commit()
+    outbox.insert(connection, orders, Order(account="a", number=2))
+    connection.rollback()
+    connection.close()
+
+    sent = await _sent(f"sqlite:///{sqlite_file}")
+    assert sent == [(kept, "a", 1, {"h": "ü"})]
+
+
+async def test_a_message_joins_the_transaction_of_a_psycopg_connection(postgresql_url: str) -> None:
+    engine = create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    outbox.create_tables(engine)
+    engine.dispose()
+    with psycopg.connect(postgresql_url) as connection:
+        kept = outbox.insert(connection, orders, Order(account="a", number=1), headers={"h": "ü"})
+        connection.commit()
+        outbox.insert(connection, orders, Order(account="a", number=2))
+        connection.rollback()
+
+    assert await _sent(postgresql_url) == [(kept, "a", 1, {"h": "ü"})]
+
+
+async def _sent(url: str) -> list[tuple[str, str, int, dict[str, str]]]:
+    recorder = Recorder()
+    async with open_engine(url) as engine:
+        await drain(SqlOutboxStore(engine), recorder)
+    bodies = [Order.model_validate_json(one.body) for one in recorder.stored]
+    return [
+        (one.id, body.account, body.number, dict(one.headers))
+        for one, body in zip(recorder.stored, bodies, strict=True)
+    ]
+
+
+def test_a_sqlite3_connection_that_commits_by_itself_is_refused_unless_it_has_begun(sqlite_file: str) -> None:
+    connection = sqlite3.connect(sqlite_file, isolation_level=None)
+    with pytest.raises(TransactionRequired, match="begin a transaction"):
+        outbox.insert(connection, orders, Order(account="a", number=1))
+
+    connection.execute("BEGIN")
+    outbox.insert(connection, orders, Order(account="a", number=1))
+    connection.execute("ROLLBACK")
+
+    assert connection.execute("SELECT count(*) FROM reliamq_outbox").fetchone() == (0,)
+    connection.close()
+
+
+def test_a_psycopg_connection_that_commits_by_itself_is_refused_unless_it_has_begun(postgresql_url: str) -> None:
+    engine = create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    outbox.create_tables(engine)
+    engine.dispose()
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        with pytest.raises(TransactionRequired, match="begin a transaction"):
+            outbox.insert(connection, orders, Order(account="a", number=1))
+        with connection.transaction():
+            outbox.insert(connection, orders, Order(account="a", number=1))
+        assert connection.execute("SELECT count(*) FROM reliamq_outbox").fetchone() == (1,)
+
+
+class OwnConnection(sqlite3.Connection):
+    """A user's subclass."""
+
+
+async def test_an_unknown_or_asynchronous_connection_is_refused_with_what_to_do(
+    sqlite_file: str, postgresql_url: str
+) -> None:
+    own = sqlite3.connect(sqlite_file, factory=OwnConnection)
+    outbox.insert(own, orders, Order(account="a", number=1))
+    own.close()
+
+    async with await psycopg.AsyncConnection.connect(postgresql_url) as connection:
+        with pytest.raises(ConfigurationError, match="AsyncSession"):
+            outbox.insert(connection, orders, Order(account="a", number=1))
+    with pytest.raises(ConfigurationError, match=r"outbox\.add"):
+        outbox.insert(object(), orders, Order(account="a", number=1))
+
+
+# --- commit order -----------------------------------------------------------------------------------------------------
+
+
+async def test_concurrent_transactions_of_one_key_are_sent_in_the_order_of_their_commits(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    committed: dict[str, list[int]] = {"a": [], "b": []}
+    seed = random.Random(7)
+    lock = anyio.Lock()  # makes "commit, then note it" one step of the witness
+    recorder = Recorder()
+
+    async def book(account: str, number: int) -> None:
+        async with AsyncSession(engine) as session:
+            outbox.add(session, orders, Order(account=account, number=number))
+            await session.flush()
+            await anyio.sleep(seed.uniform(0, 0.01))  # the later it commits, the sooner another one overtakes it
+            if number % 7 == 0:
+                await session.rollback()
+                return
+            async with lock:
+                await session.commit()
+                committed[account].append(number)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_drain_while, store, recorder, tasks.cancel_scope, committed)
+        async with anyio.create_task_group() as writers:
+            for number in range(60):
+                writers.start_soon(book, "ab"[number % 2], number)
+        committed["done"] = []
+    await drain(store, recorder)
+
+    assert recorder.numbers("a") == committed["a"]
+    assert recorder.numbers("b") == committed["b"]
+    assert len(committed["a"]) + len(committed["b"]) == 60 - 9
+
+
+async def _drain_while(
+    store: SqlOutboxStore, recorder: Recorder, _scope: anyio.CancelScope, committed: dict[str, list[int]]
+) -> None:
+    """Relay next to the writers: a message that a lower position could still join would show here."""
+    while "done" not in committed:
+        await drain(store, recorder)
