@@ -74,5 +74,8 @@ class Backoff:
         return max((own, *(policy.longest() for policy in self.on.values())))
 
     def _seconds(self, failures: int) -> float:
-        # 2.0 ** 1024 overflows a float; beyond 64 doublings every ceiling is reached anyway.
-        return min(self.first.total_seconds() * self.factor ** min(failures - 1, 64), self.ceiling.total_seconds())
+        ceiling = self.ceiling.total_seconds()
+        try:
+            return min(self.first.total_seconds() * self.factor ** (failures - 1), ceiling)
+        except OverflowError:  # a float ends at about 2.0 ** 1024; every ceiling is below
+            return ceiling if self.first else 0.0

@@ -37,7 +37,7 @@ async def run_cleaning(stores: Sequence[Cleanable], *, every: timedelta, stop: a
             try:
                 while await store.clean(limit=CHUNK) == CHUNK:
                     await anyio.lowlevel.checkpoint()  # others first
-            except SQLAlchemyError as error:  # no mark is needed gone; the next round tries again
+            except (SQLAlchemyError, OSError) as error:  # no mark is needed gone; the next round tries again
                 logger.warning("cleaning up processed ids waits: %s", error)
         with anyio.move_on_after(every.total_seconds()):
             await stop.wait()

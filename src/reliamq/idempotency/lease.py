@@ -62,6 +62,10 @@ class LeaseGuard:
 
     async def apply(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]]) -> bool:
         """See :meth:`reliamq.spi.EffectGuard.apply`.  LeaseLost when the lease ran out although it was renewed."""
+        return await self._apply(identity, effect, stops=True)
+
+    async def _apply(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]], *, stops: bool) -> bool:
+        """stops: a cancelled effect is over; a thread is not, and keeps its lease until that runs out."""
         grant = await self._store.acquire(identity, lease=self._lease)
         if isinstance(grant, LeaseState):
             if grant.done:
@@ -72,10 +76,13 @@ class LeaseGuard:
         try:
             with running.scope:
                 await effect(_token(grant))
-        except BaseException:
-            # Also on a cancellation: the next attempt may start at once instead of after the lease.
-            with anyio.CancelScope(shield=True):
-                await self._store.abandon(grant)
+        except Exception:
+            await self._abandon(grant)
+            raise
+        except BaseException:  # cancelled
+            if stops:
+                with anyio.CancelScope(shield=True):
+                    await self._abandon(grant)
             raise
         finally:
             del self._running[id(running)]
@@ -89,7 +96,14 @@ class LeaseGuard:
         async def in_thread(token: Any) -> None:
             await anyio.to_thread.run_sync(effect, token, abandon_on_cancel=True, limiter=self._threads)
 
-        return await self.apply(identity, in_thread)
+        return await self._apply(identity, in_thread, stops=False)
+
+    async def _abandon(self, grant: LeaseGrant) -> None:
+        """Let the next attempt start at once instead of after the lease."""
+        try:
+            await self._store.abandon(grant)
+        except Exception as error:  # what the effect raised says more; the lease runs out by itself
+            logger.warning("a lease cannot be given back and will run out: %s", error)
 
     async def _renew_for_ever(self) -> None:
         every = self._lease.total_seconds() / 3

@@ -6,6 +6,7 @@ guarded side must refuse smaller tokens; without that, no lock of any kind is sa
 
 from __future__ import annotations
 
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from datetime import timedelta
 
 import anyio
 from sqlalchemy import insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reliamq.database import now_seconds
@@ -23,6 +24,8 @@ from reliamq.idempotency.versions import retry_on_conflict
 from reliamq.spi import FencingToken, LeaseLost
 
 __all__ = ["SqlLock"]
+
+logger = logging.getLogger("reliamq.idempotency")
 
 
 class SqlLock:
@@ -36,26 +39,40 @@ class SqlLock:
         """See :meth:`reliamq.spi.DistributedLock.hold`."""
         owner = uuid.uuid4().hex
         token = await self._wait_for(name, owner, lease.total_seconds(), wait.total_seconds())
-        lost = False
-
-        async def renew(scope: anyio.CancelScope) -> None:
-            nonlocal lost
-            while True:
-                await anyio.sleep(lease.total_seconds() / 3)
-                if not await self._extend(name, owner, lease.total_seconds()):
-                    lost = True
-                    scope.cancel()
-
+        failure: Exception | None = None
+        lost = anyio.Event()
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(renew, tasks.cancel_scope)
-                yield FencingToken(name, token)
+                tasks.start_soon(self._renew, name, owner, lease.total_seconds(), lost, tasks.cancel_scope)
+                try:
+                    yield FencingToken(name, token)
+                except Exception as error:  # raised below as it is, not as a group of one
+                    failure = error
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # cancelled or not, others need not wait for the lease to end
                 await self._release(name, owner)
-        if lost:
-            raise LeaseLost("", name, "the lock's lease ran out and somebody else may hold it")
+        if lost.is_set():
+            raise LeaseLost("", name, "the lock's lease ran out and somebody else may hold it") from failure
+        if failure is not None:
+            raise failure
+
+    async def _renew(self, name: str, owner: str, lease: float, lost: anyio.Event, block: anyio.CancelScope) -> None:
+        ends = anyio.current_time() + lease
+        while True:
+            await anyio.sleep(lease / 3)
+            asked = anyio.current_time()
+            try:
+                held = await self._extend(name, owner, lease)
+            except (SQLAlchemyError, OSError) as error:
+                logger.warning("the lock '%s' cannot be renewed, trying again: %s", name, error)
+                held = asked < ends
+            else:
+                ends = asked + lease
+            if not held:
+                lost.set()
+                block.cancel()
+                return
 
     async def _wait_for(self, name: str, owner: str, lease: float, wait: float) -> int:
         deadline = anyio.current_time() + wait
@@ -91,6 +108,9 @@ class SqlLock:
             return bool((await connection.execute(held.values(until=now_seconds() + lease))).rowcount)
 
     async def _release(self, name: str, owner: str) -> None:
-        async with self._engine.begin() as connection:
-            held = update(table).where(table.c.name == name, table.c.owner == owner)
-            await connection.execute(held.values(owner=None, until=0.0))
+        held = update(table).where(table.c.name == name, table.c.owner == owner)
+        try:
+            async with self._engine.begin() as connection:
+                await connection.execute(held.values(owner=None, until=0.0))
+        except (SQLAlchemyError, OSError) as error:  # what happened in the block says more
+            logger.warning("the lock '%s' cannot be given back and its lease will run out: %s", name, error)

@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import Engine, Insert, delete, event, insert, select
+from sqlalchemy import Connection, Engine, Insert, delete, event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
@@ -24,6 +24,8 @@ from reliamq.idempotency.versions import ATTEMPTS, is_conflict, pause_seconds, r
 from reliamq.spi import ConfigurationError, ProcessedId, TransactionRequired
 
 __all__ = ["TransactionGuard"]
+
+IN_TRANSACTION = 2  # libpq's PQTRANS_INTRANS; 0 is none, 3 is failed
 
 
 class TransactionGuard:
@@ -59,7 +61,7 @@ class TransactionGuard:
                 return False
             fence = _CommitFence(session.sync_session)
             await effect(session)
-            fence.lift()
+            await session.run_sync(fence.lift)
             await session.commit()
             return True
 
@@ -99,7 +101,7 @@ class TransactionGuard:
                 return False
             fence = _CommitFence(session)
             effect(session)
-            fence.lift()
+            fence.lift(session)
             session.commit()
             return True
 
@@ -146,10 +148,27 @@ class _CommitFence:
                 "Use session.begin_nested() for a part that may fail by itself"
             )
 
-    def lift(self) -> None:
+    def lift(self, session: Session) -> None:
         """The handler is done.  TransactionRequired when the transaction that holds the mark is gone."""
         self._lifted = True
-        if self._session.get_transaction() is not self._transaction:
+        if session.get_transaction() is not self._transaction or not _is_open(session.connection()):
             raise TransactionRequired(
-                "the handler rolled its session back, and the processed id with it; raise an exception instead"
+                "the transaction is gone, and the processed id with it: the handler rolled it back, or caught an error "
+                "after which the database gave it up. Raise an exception to roll back; use session.begin_nested() "
+                "around a statement that may fail"
             )
+
+
+def _is_open(connection: Connection) -> bool:
+    """Whether a commit would commit.  PostgreSQL answers COMMIT after a failed statement with a silent rollback, and
+    SQLite ends a transaction by itself on some errors.
+    """
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        return bool(driver.in_transaction)
+    if connection.dialect.name == "postgresql":
+        status = getattr(getattr(driver, "info", None), "transaction_status", None)  # psycopg knows without asking
+        if status is not None:
+            return bool(status == IN_TRANSACTION)
+        connection.execute(text("SELECT 1"))  # raises in a transaction that failed
+    return True

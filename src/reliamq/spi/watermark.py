@@ -22,14 +22,16 @@ class Watermark:
     def __init__(self) -> None:
         self._window: deque[int] = deque()
         self._open: set[int] = set()
+        self._newest: int | None = None
 
     def __len__(self) -> int:
         return len(self._window)
 
     def deliver(self, position: int) -> None:
         """Note that ``position`` was handed out.  Positions must grow; ValueError otherwise."""
-        if self._window and position <= self._window[-1]:
-            raise ValueError(f"position {position} was delivered after {self._window[-1]}")
+        if self._newest is not None and position <= self._newest:
+            raise ValueError(f"position {position} was delivered after {self._newest}")
+        self._newest = position
         self._window.append(position)
         self._open.add(position)
 
