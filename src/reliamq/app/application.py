@@ -196,6 +196,10 @@ class Reliamq:
             return None
         try:
             return await stack.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if error is not None and _only_holds(group, error):
+                return False  # the block's own exception goes on as it was, not wrapped by our task group
+            raise
         finally:
             self._publisher = None
 
@@ -362,3 +366,9 @@ class Reliamq:
         """The desk for dead letters; replaying needs the application open."""
         async with self.backend.dead_letters() as dead_letters:
             yield DeadLetterDesk(dead_letters, self.publish)
+
+
+def _only_holds(group: BaseExceptionGroup[BaseException], error: BaseException) -> bool:
+    return all(
+        one is error or (isinstance(one, BaseExceptionGroup) and _only_holds(one, error)) for one in group.exceptions
+    )
