@@ -1,0 +1,354 @@
+"""What relays promise: gone after the confirm, order in a key, parking, patience with an outage (O2–O5)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+from sqlalchemy import event, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from reliamq.backends import open_backend
+from reliamq.database import now_seconds, open_engine
+from reliamq.outbox import OutboxMessage, Relay, SqlOutboxStore
+from reliamq.outbox.table import OutboxLease
+from reliamq.spi import (
+    BrokerUnavailable,
+    Confirmation,
+    Durability,
+    GroupSpec,
+    InDoubt,
+    Message,
+    Outcome,
+    Rejection,
+    RejectionReason,
+    TopicSpec,
+)
+
+from .conftest import Order, Recorder, add, drain, firsts, relaying, until
+
+pytestmark = pytest.mark.anyio
+LEASE = timedelta(seconds=30)
+
+
+def number_of(message: Message) -> int:
+    return Order.model_validate_json(message.body).number
+
+
+def rejection(message: Message, reason: RejectionReason = RejectionReason.INVALID) -> Rejection:
+    return Rejection(message.id, reason, "the test says so")
+
+
+async def make_due(engine: AsyncEngine) -> None:
+    """Let what waits for its retry wait no longer."""
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(available_at=0.0))
+
+
+# --- confirms ---------------------------------------------------------------------------------------------------------
+
+
+async def test_rows_arrive_at_a_broker_unchanged_and_in_order_and_leave_the_table(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    added = await add(engine, *(("ab"[number % 2], number) for number in range(40)))
+    backend = open_backend(f"memory://outbox-{time.monotonic_ns()}")
+    async with (
+        backend.storage() as storage,
+        backend.publisher() as publisher,
+    ):
+        spec = TopicSpec("orders", (GroupSpec("g"),), durability=Durability.DEVELOPMENT)
+        assert await storage.declare([spec]) == []
+        await drain(store, publisher)
+        async with backend.subscription("orders", "g", lease=LEASE) as subscription:
+            got = [
+                delivery.message
+                for delivery in await subscription.receive(100, max_bytes=1 << 20, wait=timedelta(seconds=5))
+            ]
+
+    assert sorted(one.id for one in got) == sorted(added)
+    for account in (b"a", b"b"):
+        sequences = [one.sequence or 0 for one in got if one.key == account]
+        assert sequences == sorted(set(sequences))
+    assert {one.type for one in got} == {"Order"}
+    assert (await store.status()).waiting == 0
+
+
+async def test_a_row_stays_while_its_message_is_in_doubt_and_goes_with_the_same_id(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    (message_id,) = await add(engine, ("a", 1))
+    seen: list[str] = []
+
+    def doubtful_twice(message: Message) -> Outcome | None:
+        seen.append(message.id)
+        return InDoubt(message.id, "the test says so") if len(seen) < 3 else None
+
+    await drain(store, Recorder(doubtful_twice))
+
+    assert seen == [message_id] * 3
+
+
+async def test_a_confirm_counts_although_the_claim_was_lost_meanwhile(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, ("a", 1), ("a", 2))
+    late = await store.claim("late", limit=10, lease=timedelta(0))
+    assert [number_of(one.message) for one in late] == [1, 2]
+    (first, second) = await store.claim("heir", limit=10, lease=LEASE)
+
+    await store.settle("late", confirmed=[late[0]], rejected=[])
+
+    assert (await store.status()).waiting == 1
+    assert await store.claim("third", limit=10, lease=LEASE) == []  # the heir's claim was not ended by it
+    await store.settle("heir", confirmed=[first, second], rejected=[])
+    assert (await store.status()).waiting == 0
+
+
+# --- order and sharing ------------------------------------------------------------------------------------------------
+
+
+async def test_relays_share_the_work_and_keep_each_keys_order(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    accounts = [f"account-{number}" for number in range(24)]
+    for start in range(0, 10, 5):
+        await add(engine, *((account, number) for number in range(start, start + 5) for account in accounts))
+    recorders = [Recorder() for _ in range(3)]
+    together: list[Message] = []
+    for recorder in recorders:
+        recorder.stored = together  # one broker
+
+    await drain(store, *recorders, batch=20)
+
+    whole = Recorder()
+    whole.stored = together
+    assert {account: whole.numbers(account) for account in accounts} == {
+        account: list(range(10)) for account in accounts
+    }
+    assert all(recorder.calls for recorder in recorders)
+
+
+async def test_leases_shorter_than_a_send_repeat_messages_but_lose_no_order(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, *(("abc"[number % 3], number) for number in range(30)))
+    together: list[Message] = []
+
+    class Slow(Recorder):
+        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+            await anyio.sleep(0.03)
+            together.extend(batch)
+            return [Confirmation(message.id) for message in batch]
+
+    await drain(store, Slow(), Slow(), lease=0.2, batch=9)
+
+    whole = Recorder()
+    whole.stored = together
+    for offset, account in enumerate("abc"):
+        assert firsts(whole.numbers(account)) == list(range(offset, 30, 3))
+
+
+async def test_a_keys_first_rejection_holds_its_key_and_no_other(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    await add(engine, *((account, number) for number in range(3) for account in ("bad", "good", "fine")))
+    recorder = Recorder(
+        lambda message: rejection(message) if message.key == b"bad" and number_of(message) == 1 else None
+    )
+
+    async def others_are_done() -> bool:
+        return (await store.status()).waiting == 2
+
+    async with relaying(store, recorder):
+        await until(others_are_done)
+
+    assert recorder.numbers("bad") == [0]
+    assert recorder.numbers("good") == recorder.numbers("fine") == [0, 1, 2]
+    assert await store.claim("later", limit=10, lease=LEASE) == []  # row 1 waits for its retry, row 2 for row 1
+
+
+async def test_a_thousand_keys_that_wait_for_their_retry_hold_up_no_other(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, *((f"bad-{number}", 0) for number in range(1_000)))
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(available_at=now_seconds() + 300))
+    await add(engine, *((f"bad-{number}", 1) for number in range(1_000)), ("good", 1))
+
+    claimed = []
+    while rows := await store.claim("relay", limit=100, lease=LEASE):
+        claimed.extend(rows)
+        await store.settle("relay", confirmed=rows, rejected=[])
+
+    assert [one.message.key for one in claimed] == [b"good"]
+
+
+async def test_a_relay_that_finds_nothing_due_takes_no_lease_and_writes_nothing(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, ("a", 1))
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(available_at=now_seconds() + 300))
+    await add(engine, ("a", 2))
+    statements = _count_statements(engine)
+
+    assert await store.claim("relay", limit=10, lease=LEASE) == []
+
+    assert statements["UPDATE"] == 0
+    async with engine.connect() as connection:
+        assert await connection.scalar(select(func.count(OutboxLease.owner))) == 0
+
+
+def _count_statements(engine: AsyncEngine) -> Counter[str]:
+    """Statements by their first word, from now on."""
+    counted: Counter[str] = Counter()
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        counted[statement.split(None, 1)[0]] += 1
+
+    return counted
+
+
+# --- rejections -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_rejected_row_counts_waits_is_parked_and_can_be_requeued(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    bad, behind = await add(engine, ("a", 1), ("a", 2))
+    recorder = Recorder(lambda message: rejection(message) if message.id == bad else None)
+
+    async def attempts(expected: int) -> bool:
+        async with engine.connect() as connection:
+            return await connection.scalar(select(func.max(OutboxMessage.attempts))) == expected
+
+    async with relaying(store, recorder):
+        await until(lambda: attempts(1))
+        assert (await store.status()).parked == 0
+        assert recorder.stored == []
+        await make_due(engine)  # instead of the two seconds
+        await until(lambda: _waiting(store, 0))
+
+    (parked,) = await store.parked(limit=10)
+    assert (parked.row.message.id, parked.row.attempts) == (bad, 2)
+    assert "the test says so" in parked.error
+    assert abs(parked.parked_at - datetime.now(UTC)) < timedelta(minutes=5)
+    assert [one.id for one in recorder.stored] == [behind]  # the key goes on
+
+    recorder.judge = lambda _: None
+    assert await store.requeue(["unknown"]) == 0
+    assert await store.requeue([bad]) == 1
+    await drain(store, recorder)
+    assert [one.id for one in recorder.stored] == [behind, bad]
+    assert (await store.status()).parked == 0
+
+
+async def _waiting(store: SqlOutboxStore, expected: int) -> bool:
+    return (await store.status()).waiting == expected
+
+
+async def test_requeueing_all_starts_their_attempts_again(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    await add(engine, *((f"account-{number}", number) for number in range(450)))
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(parked_at=now_seconds(), attempts=2, error="no"))
+    found = [one.row.message.id for one in await store.parked(limit=1_000)]
+
+    assert await store.requeue(found[:420]) == 420
+    assert await store.requeue(None) == 30
+    assert (await store.status()).waiting == 450
+    assert {one.attempts for one in await store.claim("relay", limit=450, lease=LEASE)} == {0}
+
+
+@pytest.mark.parametrize("outage", ["unavailable", "transient", "doubt"])
+async def test_an_outage_burns_no_attempt_and_does_not_spin(
+    engine: AsyncEngine, store: SqlOutboxStore, outage: str
+) -> None:
+    await add(engine, *((f"account-{number}", number) for number in range(100)))
+    back = False
+
+    class Away(Recorder):
+        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+            self.calls += not back
+            if outage == "unavailable" and not back:
+                raise BrokerUnavailable("memory://", "the test says so")
+            return await super().send(batch, deadline=deadline)
+
+    def judge(message: Message) -> Outcome | None:
+        if back:
+            return None
+        if outage == "doubt":
+            return InDoubt(message.id, "the test says so")
+        return rejection(message, RejectionReason.UNAVAILABLE)
+
+    recorder = Away(judge)
+    statements = _count_statements(engine)
+    async with relaying(store, recorder):
+        await until(lambda: _calls(recorder, 3))
+        await anyio.sleep(1)  # what is counted is how little happens in a time
+        # Pauses of 0.1, 0.2, 0.4, 0.8 … s: a handful of rounds, each of a few statements and one update per rejection.
+        rounds = recorder.calls
+        assert rounds <= 16
+        assert statements["SELECT"] <= 8 * rounds
+        async with engine.connect() as connection:
+            assert await connection.scalar(select(func.max(OutboxMessage.attempts))) == 0
+        back = True
+        await until(lambda: _waiting(store, 0))
+
+    assert len({one.id for one in recorder.stored}) == 100
+
+
+async def _calls(recorder: Recorder, least: int) -> bool:
+    return recorder.calls >= least
+
+
+async def test_a_database_that_is_away_makes_a_relay_wait_and_not_die(postgresql_url: str) -> None:
+    gone = postgresql_url.replace("postgresql:", "postgresql+asyncpg:").replace("host=", "host=/nowhere")
+    stop = anyio.Event()
+    async with open_engine(gone) as engine, anyio.create_task_group() as tasks:
+        tasks.start_soon(Relay(SqlOutboxStore(engine), Recorder()).run, stop)
+        with anyio.move_on_after(0.5):
+            await stop.wait()  # an error of the relay would end this wait
+        stop.set()
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+async def test_leases_and_retries_go_by_the_databases_clock(
+    engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(engine, ("a", 1))
+    (claimed,) = await store.claim("one", limit=1, lease=LEASE)
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # this process believes in 1970
+    assert await store.claim("two", limit=1, lease=LEASE) == []
+
+    await store.settle("one", confirmed=[], rejected=[(claimed, rejection(claimed.message))])
+
+    async with engine.connect() as connection:
+        left = await connection.scalar(select(OutboxMessage.available_at - now_seconds()))
+    assert 0 < (left or 0) <= 2
+
+
+async def test_a_stopping_relay_finishes_its_batch_and_frees_its_claim(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, ("a", 1), ("a", 2))
+    sending, stop = anyio.Event(), anyio.Event()
+
+    class Gated(Recorder):
+        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+            sending.set()
+            await stop.wait()
+            return await super().send(batch, deadline=deadline)
+
+    recorder = Gated()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Relay(store, recorder, lease=LEASE).run, stop)
+        await sending.wait()
+        await add(engine, ("a", 3))
+        stop.set()
+
+    assert recorder.numbers("a") == [1, 2]
+    assert [number_of(one.message) for one in await store.claim("next", limit=9, lease=LEASE)] == [3]
