@@ -21,7 +21,7 @@ from reliamq.outbox import OutboxMessage, SqlOutboxStore
 from reliamq.spi import ConfigurationError, InvalidMessage, TooLarge, TransactionRequired
 from reliamq.topics import Topic
 
-from .conftest import Base, Booking, Order, Recorder, add, drain, orders, unordered
+from .conftest import Base, Booking, Order, Recorder, add, drain, every_driver, orders, unordered
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +39,7 @@ async def bookings(engine: AsyncEngine) -> Sequence[int]:
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
+@every_driver
 async def test_a_message_commits_with_the_business_change(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session, session.begin():
         session.add(Booking(number=1))
@@ -58,6 +59,7 @@ async def test_a_message_rolls_back_with_the_business_change(engine: AsyncEngine
     assert await ids(engine) == await bookings(engine) == []
 
 
+@every_driver
 async def test_a_message_of_a_savepoint_shares_its_fate(engine: AsyncEngine) -> None:
     async with AsyncSession(engine) as session, session.begin():
         kept = outbox.add(session, orders, Order(account="a", number=1))
@@ -91,6 +93,7 @@ def test_a_session_with_several_databases_finds_the_outbox_in_its_own(sync_engin
     other.dispose()
 
 
+@every_driver
 async def test_many_messages_of_one_transaction_keep_the_order_in_which_they_were_added(engine: AsyncEngine) -> None:
     added = await add(engine, *(("a", number) for number in range(1_200)))
 
@@ -265,6 +268,7 @@ async def test_an_unknown_or_asynchronous_connection_is_refused_with_what_to_do(
 # --- commit order -----------------------------------------------------------------------------------------------------
 
 
+@every_driver
 async def test_concurrent_transactions_of_one_key_are_sent_in_the_order_of_their_commits(
     engine: AsyncEngine, store: SqlOutboxStore
 ) -> None:

@@ -1,0 +1,133 @@
+"""A relay's process that dies or stands still at the worst moments loses nothing and disturbs nobody (O3, O4)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from reliamq.backends import open_backend
+from reliamq.outbox import SqlOutboxStore
+from reliamq.spi import Backend, Durability, GroupSpec, TopicSpec
+
+from .conftest import Order, Recorder, add, drain, firsts, until
+
+pytestmark = pytest.mark.anyio
+LEASE = timedelta(seconds=30)
+SHORT_LEASE_SECONDS = 1.0
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> Backend:
+    backend = open_backend(f"embedded:///{tmp_path}/broker.db")
+    async with backend.storage() as storage:
+        spec = TopicSpec("orders", (GroupSpec("g"),), durability=Durability.DEVELOPMENT)
+        assert await storage.declare([spec]) == []
+    return backend
+
+
+@asynccontextmanager
+async def relay_process(database: str, backend: Backend, stage: str) -> AsyncIterator[anyio.abc.Process]:
+    """A relay that has come to ``stage`` and waits there; killed at the end."""
+    command = [sys.executable, "-m", "tests.outbox.relay_process", database, backend.url, stage]
+    async with await anyio.open_process(
+        [*command, str(SHORT_LEASE_SECONDS)], stdin=subprocess.PIPE, stderr=None, cwd=Path(__file__).parents[2]
+    ) as process:
+        try:
+            await _line(process, stage)
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+async def _line(process: anyio.abc.Process, expected: str) -> None:
+    assert process.stdout is not None
+    with anyio.fail_after(30):
+        assert (await process.stdout.receive()).decode().split()[0] == expected
+
+
+async def arrived(backend: Backend) -> list[tuple[str, str, int]]:
+    """What is on the broker: (id, account, number), in order."""
+    async with backend.subscription("orders", "g", lease=LEASE) as subscription:
+        found = await subscription.receive(1_000, max_bytes=1 << 24, wait=timedelta(seconds=5))
+        decoded = [(one.message.id, Order.model_validate_json(one.message.body)) for one in found]
+    return [(message_id, order.account, order.number) for message_id, order in decoded]
+
+
+@pytest.mark.parametrize("stage", ["claimed", "sent", "settled"])
+async def test_a_killed_relays_rows_are_sent_by_the_next_with_the_same_ids_and_in_order(
+    engine: AsyncEngine, store: SqlOutboxStore, database: str, backend: Backend, stage: str
+) -> None:
+    added = await add(engine, *(("abc"[number % 3], number) for number in range(30)))
+    async with relay_process(database, backend, stage) as process:
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+
+    async with backend.publisher() as publisher:
+        with anyio.fail_after(20):  # the dead one's lease is a second
+            await drain(store, publisher)
+
+    found = await arrived(backend)
+    assert {message_id for message_id, _, _ in found} == set(added)
+    for offset, account in enumerate("abc"):
+        assert firsts([number for _, of, number in found if of == account]) == list(range(offset, 30, 3))
+
+
+async def test_a_relay_that_stood_still_after_its_claim_sends_nothing_of_it(
+    engine: AsyncEngine, store: SqlOutboxStore, database: str, backend: Backend
+) -> None:
+    await add(engine, *(("a", number) for number in range(5)))
+    recorder = Recorder()
+    async with relay_process(database, backend, "claimed") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        await drain(store, recorder)  # after the lease, another one takes over
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.stdin is not None
+        await process.stdin.send(b"\n")
+        await add(engine, ("b", 7))  # its next claim says that it is through with the old one
+        await _line(process, "claimed")
+
+    assert recorder.numbers("a") == [0, 1, 2, 3, 4]
+    async with backend.subscription("orders", "g", lease=LEASE) as subscription:
+        assert not await subscription.receive(10, max_bytes=1 << 20, wait=timedelta(0))
+
+
+async def test_a_relay_that_stood_still_after_sending_takes_no_row_and_no_claim_from_its_heir(
+    engine: AsyncEngine, store: SqlOutboxStore, database: str, backend: Backend
+) -> None:
+    await add(engine, *(("a", number) for number in range(5)))
+    heirs: list[int] = []
+    async with relay_process(database, backend, "sent") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        await until(lambda: _claims(store, heirs))
+        await add(engine, ("a", 5))
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.stdin is not None
+        await process.stdin.send(b"\n")
+        await until(lambda: _waits(store, 1))  # its confirms are true, so its rows go
+
+        assert heirs == [0, 1, 2, 3, 4]
+        assert await store.claim("third", limit=10, lease=LEASE) == []  # row 5 is the heir's key still
+
+    assert [number for _, _, number in await arrived(backend)] == [0, 1, 2, 3, 4]
+
+
+async def _claims(store: SqlOutboxStore, into: list[int]) -> bool:
+    rows = await store.claim("heir", limit=10, lease=LEASE)
+    into.extend(Order.model_validate_json(one.message.body).number for one in rows)
+    return bool(rows)
+
+
+async def _waits(store: SqlOutboxStore, expected: int) -> bool:
+    return (await store.status()).waiting == expected
