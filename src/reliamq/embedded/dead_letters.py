@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from reliamq.embedded.database import Database
-from reliamq.embedded.errors import BAD_VALUE, StoreFailure
+from reliamq.embedded.errors import StoreFailure, is_bad_value
 from reliamq.embedded.rows import MESSAGE_JSON, columns_of, message_of
 from reliamq.spi import Confirmation, DeadLetterRecord, Outcome, Rejection, RejectionReason
 
@@ -60,7 +60,9 @@ class EmbeddedDeadLetters:
             await self._database.write(lambda connection: connection.executemany(ADD, rows).rowcount, deadline=deadline)
         except StoreFailure as failure:
             return [failure.outcome(record.message.id) for record in records]
-        except BAD_VALUE as error:
+        except Exception as error:
+            if not is_bad_value(error):
+                raise
             if len(records) == 1:
                 detail = f"SQLite cannot store it: {error}"
                 return (Rejection(records[0].message.id, RejectionReason.INVALID, detail, error),)

@@ -11,10 +11,7 @@ import sqlite3
 
 from reliamq.spi import BrokerUnavailable, ConfigurationError, InDoubt, Outcome, Rejection, RejectionReason
 
-__all__ = ["BAD_VALUE", "StoreFailure", "failure_of", "opening_error"]
-
-BAD_VALUE = (OverflowError, UnicodeEncodeError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
-"""What Python's sqlite3 raises, before anything is stored, for a value that no SQLite column can hold."""
+__all__ = ["StoreFailure", "failure_of", "is_bad_value", "opening_error"]
 
 _FULL = "the disk or the broker's own limit is full; nothing was stored. Make room, or raise max_bytes."
 _REMEDIES: dict[int, str] = {
@@ -52,6 +49,13 @@ class StoreFailure(Exception):
         error = BrokerUnavailable(url, self.detail)
         error.__cause__ = self.cause
         return error
+
+
+def is_bad_value(error: Exception) -> bool:
+    """Whether Python's sqlite3 refused a value that no column can hold, before anything was stored."""
+    if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+        return "binding parameter" in str(error)
+    return isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.DataError)
 
 
 def _primary_code(error: BaseException) -> int:

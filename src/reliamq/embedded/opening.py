@@ -7,13 +7,15 @@ names the file, the fault and the remedy, with the file untouched.  Who may writ
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 
 from reliamq.embedded.errors import opening_error
 from reliamq.embedded.settings import Location
 from reliamq.spi import BrokerUnavailable, ConfigurationError
 
-__all__ = ["APPLICATION_ID", "OLDEST_SQLITE", "SCHEMA_VERSION", "connect"]
+__all__ = ["APPLICATION_ID", "OLDEST_SQLITE", "SCHEMA_VERSION", "connect", "publishing_limit"]
 
 APPLICATION_ID = 0x524D5131  # "RMQ1", where SQLite files say whose they are
 SCHEMA_VERSION = 1
@@ -22,6 +24,7 @@ OLDEST_SQLITE = (3, 35, 0)  # UPDATE … RETURNING
 _PAGE_BYTES = 8192  # measured: a third faster than 4096 for rows of a few hundred bytes
 _CACHE_KIBIBYTES = 32_768
 _CHECKPOINT_PAGES = 4_000  # 32 MB of WAL: fewer, longer checkpoints
+_RESERVE_BYTES = 4 << 20  # what a full broker needs to hand out and settle what it has
 _STATEMENTS = 256
 _SCRATCH_TABLES = (  # the connection's own, in memory: sets that one statement hands to the next
     "touched (chain BLOB PRIMARY KEY, first INTEGER) WITHOUT ROWID",
@@ -76,8 +79,7 @@ def _prepare(connection: sqlite3.Connection, location: Location, path: str) -> N
     for table in _SCRATCH_TABLES:
         connection.execute(f"CREATE TEMP TABLE {table}")
     if location.settings.max_bytes is not None:
-        page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-        connection.execute(f"PRAGMA max_page_count = {location.settings.max_bytes // page_bytes}")
+        _limit_pages(connection, location.settings.max_bytes + _RESERVE_BYTES)
 
 
 def _check_owner(connection: sqlite3.Connection, url: str, path: str) -> bool:
@@ -114,6 +116,27 @@ def _make_durable(connection: sqlite3.Connection, url: str, path: str) -> None:
             f"{path}: SQLite keeps journal_mode={mode}, synchronous={synchronous} instead of wal, 2; "
             "the file system does not support it, put the file on a local disk",
         )
+
+
+def _limit_pages(connection: sqlite3.Connection, limit: int) -> None:
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {limit // page_bytes}")
+
+
+@contextmanager
+def publishing_limit(connection: sqlite3.Connection, max_bytes: int | None) -> Iterator[None]:
+    """Let the file grow to ``max_bytes`` and no further inside the block.
+
+    Outside it may grow a little more: handing out and settling need some room too, and they are what makes room again.
+    """
+    if max_bytes is None:
+        yield
+        return
+    _limit_pages(connection, max_bytes)
+    try:
+        yield
+    finally:
+        _limit_pages(connection, max_bytes + _RESERVE_BYTES)
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reliamq.embedded.database import Database
-from reliamq.embedded.errors import BAD_VALUE, StoreFailure
+from reliamq.embedded.errors import StoreFailure, is_bad_value
+from reliamq.embedded.opening import publishing_limit
 from reliamq.embedded.rows import LARGEST_MESSAGE, SIZE, columns_of, insert_messages
 from reliamq.embedded.schema import BEHIND, number_in_topic
 from reliamq.spi import Confirmation, Message, Outcome, Rejection, RejectionReason
@@ -53,9 +54,10 @@ class EmbeddedPublisher:
             return ()
         try:
             rows = [columns_of(message) for message in batch]
+            limit = self._database.location.settings.max_bytes
             # Cancelled here: the transaction runs to its end all the same; whoever repeats it gets duplicates (P4)
             return await self._database.write(
-                lambda connection: _append(connection, batch, rows),
+                lambda connection: _append(connection, batch, rows, limit),
                 wakes=frozenset(message.topic for message in batch),
                 deadline=deadline,
             )
@@ -63,14 +65,24 @@ class EmbeddedPublisher:
             if failure.reason is RejectionReason.UNAVAILABLE:
                 raise failure.unavailable(self._database.location.url) from failure
             return [failure.outcome(message.id) for message in batch]
-        except BAD_VALUE as error:
+        except Exception as error:
+            if not is_bad_value(error):
+                raise
             if len(batch) == 1:
                 return (Rejection(batch[0].id, RejectionReason.INVALID, f"SQLite cannot store it: {error}", error),)
             return [outcome for one in batch for outcome in await self.send((one,), deadline=deadline)]
 
 
-def _append(connection: sqlite3.Connection, batch: Sequence[Message], rows: Sequence[Columns]) -> list[Outcome]:
-    """Store what can be stored, topic by topic."""
+def _append(
+    connection: sqlite3.Connection, batch: Sequence[Message], rows: Sequence[Columns], max_bytes: int | None
+) -> list[Outcome]:
+    with publishing_limit(connection, max_bytes):
+        return _append_by_topic(connection, batch, rows)
+
+
+def _append_by_topic(
+    connection: sqlite3.Connection, batch: Sequence[Message], rows: Sequence[Columns]
+) -> list[Outcome]:
     by_topic: dict[str, list[int]] = {}
     for index, message in enumerate(batch):
         by_topic.setdefault(message.topic, []).append(index)

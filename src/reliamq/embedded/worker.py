@@ -66,11 +66,12 @@ class Watch:
         self.topic, self.loop, self.event = topic, asyncio.get_running_loop(), asyncio.Event()
 
 
-class _CommitFailed(Exception):
-    """COMMIT raised, so the fate of the whole group is one."""
+class _GroupFailed(Exception):
+    """What happened concerns a whole group of jobs, so running each of them alone would not help."""
 
-    def __init__(self, failure: StoreFailure) -> None:
-        self.failure = failure
+    def __init__(self, failure: StoreFailure, *, reopen: bool) -> None:
+        super().__init__(failure.detail)
+        self.failure, self.reopen = failure, reopen
 
 
 class Worker:
@@ -127,8 +128,7 @@ class Worker:
         running = True
         while running:
             jobs = self._next_jobs()
-            if None in jobs:
-                running = False
+            running = None not in jobs
             self._process([job for job in jobs if job is not None])
             if self._watches:
                 self._look_for_foreign_news()
@@ -148,103 +148,97 @@ class Worker:
         return jobs
 
     def _process(self, jobs: Sequence[Job[Any]]) -> None:
-        if not jobs:
-            return
-        try:
-            connection = self._connection or self._open()
-        except Exception as error:  # whatever it is, those who wait for it are told
-            for job in jobs:
-                job.error = error
-            self._answer(jobs, frozenset())
-            return
         reads = [job for job in jobs if not job.writes]
         writes = [job for job in jobs if job.writes]
         for job in reads:
-            self._read(connection, job)
+            self._read(job)
         if writes:
             self._wrote = True
             self._sweep_at = min(self._sweep_at, time.monotonic() + _SWEEP)
-            self._write(connection, writes)
-        self._answer(jobs, frozenset().union(*(job.wakes for job in writes if job.error is None)))
+            self._write(writes)
+        if jobs:
+            self._answer(jobs, frozenset().union(*(job.wakes for job in writes if job.error is None)))
 
-    def _read(self, connection: sqlite3.Connection, job: Job[Any]) -> None:
+    def _read(self, job: Job[Any]) -> None:
         try:
-            job.run(connection)
-        except Exception as error:
-            job.error = self._judged(error, committing=False)
+            job.run(self._connection or self._open())
+        except Exception as error:  # whatever it is, who waits for it is told
+            job.error = self._judged(error)
 
-    def _write(self, connection: sqlite3.Connection, jobs: Sequence[Job[Any]]) -> None:
+    def _write(self, jobs: Sequence[Job[Any]]) -> None:
         """Run a group; if one of it fails, run each on its own, so that only the one at fault fails."""
 
-        def run_all() -> None:
+        def run_all(connection: sqlite3.Connection) -> None:
             for job in jobs:
                 if self._start(job):
                     job.run(connection)
 
         try:
-            self._transaction(connection, run_all)
-        except _CommitFailed as error:
-            for job in jobs:
-                job.error = error.failure
-            self._reopen_next_time()
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].error = self._judged(error, committing=False)
-                return
-            for job in jobs:
-                self._write_alone(job)
+            self._transaction(run_all)
+        except Exception as error:  # as above
+            if len(jobs) == 1 or isinstance(error, _GroupFailed | StoreFailure):
+                for job in jobs:
+                    job.error = self._judged(error)
+            else:
+                for job in jobs:
+                    self._write([job])
 
-    def _write_alone(self, job: Job[Any]) -> None:
+    def _transaction(self, run: Callable[[sqlite3.Connection], None]) -> None:
+        """Raises _GroupFailed, what opening raises, and, with everything rolled back, what ``run`` raises."""
+        connection = self._connection or self._open()
         try:
-            connection = self._connection or self._open()
-        except Exception as error:
-            job.error = error
-        else:
-            self._write(connection, [job])
+            with self._lock.held():
+                self._begin(connection)
+                try:
+                    run(connection)
+                except BaseException:
+                    if connection.in_transaction:  # when the disk is full SQLite itself may have rolled back
+                        connection.execute("ROLLBACK")
+                    raise
+                self._commit(connection)
+        except _GroupFailed as error:
+            if error.reopen:
+                self._reopen_next_time()
+            raise
 
-    def _transaction(self, connection: sqlite3.Connection, run: Callable[[], None]) -> None:
-        with self._lock.held():
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        try:
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._check_file()
-                run()
-            except BaseException:
-                if connection.in_transaction:  # SQLite itself may have rolled back, when the disk is full for one
-                    connection.execute("ROLLBACK")
-                raise
-            try:
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                with suppress(sqlite3.Error):  # the first failure is the one to tell
-                    connection.execute("ROLLBACK")
-                raise _CommitFailed(failure_of(error, self._name, committing=True)) from error
+        except sqlite3.Error as error:
+            raise _GroupFailed(failure_of(error, self._name, committing=False), reopen=False) from error
+        if self._location.path is not None and _identity_of(self._location.path) != self._identity:
+            connection.execute("ROLLBACK")
+            raise _GroupFailed(
+                StoreFailure(
+                    RejectionReason.UNAVAILABLE,
+                    f"{self._name}: the file was deleted or replaced while it was in use, and would keep nothing; "
+                    "nothing was stored. Put it back, or declare the topics again in the new one.",
+                ),
+                reopen=True,
+            )
+
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            with suppress(sqlite3.Error):  # the first failure is the one to tell
+                connection.execute("ROLLBACK")
+            # After a failed fsync the kernel may call the next one good: go on with what the disk really has
+            raise _GroupFailed(failure_of(error, self._name, committing=True), reopen=True) from error
 
     def _start(self, job: Job[Any]) -> bool:
         with self._mutex:
             job.started = not job.withdrawn
             return job.started
 
-    def _check_file(self) -> None:
-        """A deleted file takes every write and keeps none, so look before each commit that it is still in its place."""
-        if self._location.path is None:
-            return
-        try:
-            status = os.stat(self._location.path)
-        except FileNotFoundError:
-            status = None
-        if status is None or (status.st_dev, status.st_ino) != self._identity:
-            self._reopen_next_time()
-            raise StoreFailure(
-                RejectionReason.UNAVAILABLE,
-                f"{self._name}: the file was deleted or replaced while it was in use; nothing was stored. "
-                "Put it back, or declare the topics again in the new one.",
-            )
-
-    def _judged(self, error: Exception, *, committing: bool) -> Exception:
-        if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError | OSError) and not isinstance(
-            error, sqlite3.ProgrammingError | sqlite3.DataError
-        ):
-            return failure_of(error, self._name, committing=committing)
+    def _judged(self, error: Exception) -> Exception:
+        """A failure of the file in our words; anything else (a bad value, a fault of this program) as it is."""
+        if isinstance(error, _GroupFailed):
+            return error.failure
+        if isinstance(error, sqlite3.ProgrammingError | sqlite3.DataError):
+            return error
+        if isinstance(error, sqlite3.DatabaseError | OSError):
+            return failure_of(error, self._name, committing=False)
         return error
 
     # --- opening and closing ---------------------------------------------------------------------------------------
@@ -252,27 +246,29 @@ class Worker:
     def _open(self) -> sqlite3.Connection:
         with self._lock.held():  # two that switch a new file to WAL at once would lock each other out
             connection = connect(self._location)
-        if self._location.path is not None:
-            status = os.stat(self._location.path)
-            self._identity = (status.st_dev, status.st_ino)
+        self._identity = None if self._location.path is None else _identity_of(self._location.path)
         self._connection = connection
         self._seen_version = self._data_version(connection)
         return connection
 
     def _reopen_next_time(self) -> None:
+        self._disconnect()
+        self._lock.close()  # it may be gone as well
+
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sqlite3.Error):  # what is wrong with it was told already
                 connection.close()
 
     def _close(self) -> None:
-        if self._connection is not None:
-            with (
-                suppress(StoreFailure),
-                self._lock.held(),
-            ):  # the last one to close empties the WAL: not while others open
-                self._reopen_next_time()
-            self._reopen_next_time()
+        try:
+            with self._lock.held():  # the last to close empties the WAL: not while others open
+                if self._connection is not None:
+                    self._connection.close()
+        except (sqlite3.Error, OSError, StoreFailure) as error:  # what was committed is safe in the WAL
+            logger.warning("%s: could not be closed properly: %s", self._name, error)
+        self._connection = None
         self._lock.close()
 
     # --- housekeeping ----------------------------------------------------------------------------------------------
@@ -282,14 +278,14 @@ class Worker:
         now = time.monotonic()
         if now < self._sweep_at:
             return
-        connection, more = self._connection, False
+        more = False
         if now >= self._sweep_all_at:
             self._sweep_all_at = now + _SWEEP_ALL
             self._sweeper.begin_again()
-        if connection is not None:
+        if self._connection is not None:
             try:
-                more = self._sweep(connection)
-            except (sqlite3.Error, StoreFailure, _CommitFailed) as error:
+                more = self._sweep(self._connection)
+            except Exception as error:  # whatever it is, those who use the broker are not to suffer from it
                 logger.warning("%s: could not remove finished messages, will try again: %s", self._name, error)
         self._sweep_at = now if more else now + (_SWEEP if self._wrote else _SWEEP_IDLE)
         self._wrote = False
@@ -298,12 +294,12 @@ class Worker:
         more = False
         now = self._clock()
 
-        def run() -> None:
+        def run(connection: sqlite3.Connection) -> None:
             nonlocal more
             more = self._sweeper.sweep(connection, now)
 
         if self._sweeper.has_work(connection, now):
-            self._transaction(connection, run)
+            self._transaction(run)
         return more
 
     # --- telling ---------------------------------------------------------------------------------------------------
@@ -342,6 +338,15 @@ class Worker:
     def _data_version(connection: sqlite3.Connection) -> int:
         (version,) = connection.execute("PRAGMA data_version").fetchone()
         return int(version)
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    """Which file is at ``path``, so that a deleted one, which takes every write and keeps none, is noticed."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _tell(futures: Sequence[asyncio.Future[None]], events: Sequence[asyncio.Event]) -> None:
