@@ -5,14 +5,18 @@ Lost with the process and unknown to others; everything else as the IdempotencyS
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 
 from reliamq.spi import LeaseGrant, LeaseState, ProcessedId
 
 __all__ = ["MemoryLeaseStore"]
+
+ABANDONED_SECONDS = timedelta(days=1).total_seconds()
+"""How long an effect that was never completed is remembered after its lease: its token must go on growing."""
 
 
 class _Entry:
@@ -23,7 +27,7 @@ class _Entry:
         self.until = 0.0
         self.done = False
         self.result: bytes | None = None
-        self.expires_at: float | None = None
+        self.expires_at = 0.0
 
 
 class MemoryLeaseStore:
@@ -35,7 +39,8 @@ class MemoryLeaseStore:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._entries: dict[ProcessedId, _Entry] = {}
-        self._done: deque[tuple[float, ProcessedId]] = deque()
+        self._expiring: list[tuple[float, int, ProcessedId]] = []  # a heap; the number breaks ties
+        self._numbers = itertools.count()
 
     async def acquire(self, identity: ProcessedId, *, lease: timedelta) -> LeaseGrant | LeaseState:
         """See :meth:`reliamq.spi.IdempotencyStore.acquire`."""
@@ -43,6 +48,7 @@ class MemoryLeaseStore:
         entry = self._entries.get(identity)
         if entry is None:
             entry = self._entries[identity] = _Entry()
+            self._expire(identity, now + lease.total_seconds() + ABANDONED_SECONDS)
         elif entry.done:
             return LeaseState(done=True, result=entry.result)
         elif entry.until > now:
@@ -50,6 +56,7 @@ class MemoryLeaseStore:
         seconds = lease.total_seconds()
         entry.token += 1
         entry.until = now + seconds
+        entry.expires_at = entry.until + ABANDONED_SECONDS
         return LeaseGrant(identity, entry.token, seconds)
 
     async def extend(self, grant: LeaseGrant, *, lease: timedelta) -> bool:
@@ -58,6 +65,7 @@ class MemoryLeaseStore:
         if entry is None:
             return False
         entry.until = self._clock() + lease.total_seconds()
+        entry.expires_at = entry.until + ABANDONED_SECONDS
         return True
 
     async def complete(self, grant: LeaseGrant, *, result: bytes | None, keep: timedelta) -> bool:
@@ -67,7 +75,7 @@ class MemoryLeaseStore:
             return False
         entry.done, entry.result = True, result
         entry.expires_at = self._clock() + keep.total_seconds()
-        self._done.append((entry.expires_at, grant.identity))
+        self._expire(grant.identity, entry.expires_at)
         return True
 
     async def abandon(self, grant: LeaseGrant) -> None:
@@ -79,11 +87,20 @@ class MemoryLeaseStore:
     async def clean(self, *, limit: int) -> int:
         """See :meth:`reliamq.spi.IdempotencyStore.clean`."""
         now, removed = self._clock(), 0
-        while removed < limit and self._done and self._done[0][0] <= now:
-            _, identity = self._done.popleft()
+        while removed < limit and self._expiring and self._expiring[0][0] <= now:
+            _, _, identity = heapq.heappop(self._expiring)
+            entry = self._entries.get(identity)
+            if entry is None:
+                continue
+            if entry.expires_at > now:  # it was renewed or completed meanwhile
+                self._expire(identity, entry.expires_at)
+                continue
             del self._entries[identity]
             removed += 1
         return removed
+
+    def _expire(self, identity: ProcessedId, at: float) -> None:
+        heapq.heappush(self._expiring, (at, next(self._numbers), identity))
 
     def _held(self, grant: LeaseGrant) -> _Entry | None:
         """The grant's entry while it is the newest and not done; a lease that ran out untaken still counts."""

@@ -1,0 +1,435 @@
+"""Effects outside a database: leases, fencing tokens, renewal, take-over; and locks by name (I3, I4)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from reliamq.idempotency import LeaseGuard, MemoryLeaseStore, RepeatableGuard, SqlLeaseStore, SqlLock
+from reliamq.idempotency.tables import lease as lease_table, lock as lock_table
+from reliamq.spi import EffectBusy, FencingToken, IdempotencyStore, LeaseGrant, LeaseLost, LeaseState, ProcessedId
+
+from .conftest import identity, until
+from .test_transaction import effect_process
+
+pytestmark = pytest.mark.anyio
+LONG, SHORT, NONE = timedelta(seconds=30), timedelta(seconds=0.6), timedelta(0)
+KEEP = timedelta(days=1)
+
+
+@pytest.fixture(params=["memory", "sqlite", "psycopg", "asyncpg"])
+def store(request: pytest.FixtureRequest) -> IdempotencyStore:
+    if request.param == "memory":
+        return MemoryLeaseStore()
+    engine: AsyncEngine = request.getfixturevalue("engine")
+    return SqlLeaseStore(engine)
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Any) -> str:
+    """The database that the store asked for."""
+    callspec = getattr(request.node, "callspec", None)
+    chosen = callspec.params.get("store", "sqlite") if callspec is not None else "sqlite"
+    if chosen == "sqlite":
+        return f"sqlite:///{tmp_path}/app.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url.replace("postgresql:", f"postgresql+{chosen}:")
+
+
+@pytest.fixture
+def memory() -> MemoryLeaseStore:
+    return MemoryLeaseStore()
+
+
+async def granted(store: IdempotencyStore, one: ProcessedId, lease: timedelta = LONG) -> LeaseGrant:
+    grant = await store.acquire(one, lease=lease)
+    assert isinstance(grant, LeaseGrant), grant
+    return grant
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_holder_at_a_time_and_the_others_hear_for_how_long(store: IdempotencyStore) -> None:
+    one = identity()
+    first = await granted(store, one)
+    assert first.seconds == LONG.total_seconds()
+
+    busy = await store.acquire(one, lease=LONG)
+
+    assert isinstance(busy, LeaseState)
+    assert not busy.done
+    assert 0 < busy.busy_seconds <= 30
+    assert isinstance(await store.acquire(identity(), lease=LONG), LeaseGrant)
+
+
+async def test_what_is_done_stays_done_with_its_result(store: IdempotencyStore) -> None:
+    one = identity()
+    grant = await granted(store, one)
+
+    assert await store.complete(grant, result=b"\x00receipt", keep=KEEP) is True
+
+    assert await store.acquire(one, lease=LONG) == LeaseState(done=True, result=b"\x00receipt")
+    assert await store.complete(grant, result=b"again", keep=KEEP) is False
+    assert await store.extend(grant, lease=LONG) is False
+    await store.abandon(grant)
+    assert await store.acquire(one, lease=LONG) == LeaseState(done=True, result=b"\x00receipt")
+
+
+async def test_a_late_holder_is_told_so_and_changes_nothing(store: IdempotencyStore) -> None:
+    one = identity()
+    late = await granted(store, one, NONE)
+    heir = await granted(store, one)
+    assert heir.token > late.token
+
+    assert await store.extend(late, lease=LONG) is False
+    assert await store.complete(late, result=b"late", keep=KEEP) is False
+    await store.abandon(late)
+
+    assert isinstance(await store.acquire(one, lease=LONG), LeaseState)
+    assert await store.complete(heir, result=b"heir", keep=KEEP) is True
+    assert await store.acquire(one, lease=LONG) == LeaseState(done=True, result=b"heir")
+
+
+async def test_a_lease_that_ran_out_and_nobody_took_may_still_be_completed(store: IdempotencyStore) -> None:
+    grant = await granted(store, identity(), NONE)
+
+    assert await store.extend(grant, lease=NONE) is True
+    assert await store.complete(grant, result=None, keep=KEEP) is True
+
+
+async def test_an_abandoned_effect_starts_again_at_once_with_a_larger_token(store: IdempotencyStore) -> None:
+    one, tokens = identity(), []
+    for _ in range(4):
+        grant = await granted(store, one)
+        tokens.append(grant.token)
+        await store.abandon(grant)
+
+    assert tokens == sorted(set(tokens))
+
+
+async def test_of_many_who_ask_at_once_one_is_granted(store: IdempotencyStore) -> None:
+    one, answers = identity(), []
+
+    async def ask() -> None:
+        answers.append(await store.acquire(one, lease=LONG))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(ask)
+
+    assert [isinstance(answer, LeaseGrant) for answer in answers].count(True) == 1
+    assert not any(answer.done for answer in answers if isinstance(answer, LeaseState))
+
+
+async def test_cleaning_removes_what_expired_in_chunks(store: IdempotencyStore) -> None:
+    kept = identity()
+    await store.complete(await granted(store, kept), result=None, keep=KEEP)
+    for _ in range(5):
+        await store.complete(await granted(store, identity()), result=None, keep=NONE)
+    running = identity()
+    await granted(store, running)
+
+    assert [await store.clean(limit=3) for _ in range(3)] == [3, 2, 0]
+
+    assert await store.acquire(kept, lease=LONG) == LeaseState(done=True)
+    assert isinstance(await store.acquire(running, lease=LONG), LeaseState)
+
+
+async def test_leases_go_by_the_stores_clock(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    del database
+    store, one = SqlLeaseStore(engine), identity()
+    await granted(store, one)
+    monkeypatch.setattr(time, "time", lambda: 4e9)  # this process believes in 2096
+
+    busy = await store.acquire(one, lease=LONG)
+
+    assert isinstance(busy, LeaseState)
+    assert 0 < busy.busy_seconds <= 30
+
+
+async def test_memory_forgets_what_was_never_completed_a_day_after_its_lease() -> None:
+    now = 0.0
+    store, one = MemoryLeaseStore(clock=lambda: now), identity()
+    grant = await granted(store, one)
+    now = 20.0
+    assert await store.extend(grant, lease=LONG) is True
+
+    now += 86_400 + 29
+    assert await store.clean(limit=10) == 0
+    now += 1
+    assert await store.clean(limit=10) == 1
+    assert store._entries == {}
+    assert store._expiring == []
+
+
+# --- the guard --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_effect_under_a_lease_happens_once_and_gets_its_fencing_token(store: IdempotencyStore) -> None:
+    one, tokens = identity(), []
+
+    async def effect(token: Any) -> None:
+        tokens.append(token)
+
+    async with LeaseGuard(store, lease=LONG) as guard:
+        assert await guard.apply(one, effect) is True
+        assert await guard.apply(one, effect) is False
+        assert await guard.apply_in_thread(one, tokens.append) is False
+        assert await guard.apply_in_thread(identity("other"), tokens.append) is True
+
+    assert tokens == [FencingToken(f"g/handler/{one.message_id}", 1), FencingToken("g/handler/other", 1)]
+
+
+async def test_an_effect_that_is_in_progress_elsewhere_is_busy(memory: MemoryLeaseStore) -> None:
+    one = identity()
+    await granted(memory, one)
+    async with LeaseGuard(memory, lease=LONG) as guard:
+        with pytest.raises(EffectBusy) as busy:
+            await guard.apply(one, anyio.sleep)
+    assert timedelta(0) < busy.value.retry_after <= LONG
+
+
+async def test_a_failed_effect_may_start_again_at_once(store: IdempotencyStore) -> None:
+    one, tokens = identity(), []
+
+    async def fail_once(token: FencingToken) -> None:
+        tokens.append(token.value)
+        if len(tokens) == 1:
+            raise ValueError("no")
+
+    async with LeaseGuard(store, lease=LONG) as guard:
+        with pytest.raises(ValueError, match="no"):
+            await guard.apply(one, fail_once)
+        assert await guard.apply(one, fail_once) is True
+
+    assert tokens == [1, 2]
+
+
+async def test_a_cancelled_effect_gives_its_lease_back(store: IdempotencyStore) -> None:
+    one = identity()
+
+    async def hang(_: Any) -> None:
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    async with LeaseGuard(store, lease=LONG) as guard:
+        with anyio.CancelScope() as scope:
+            await guard.apply(one, hang)
+        assert isinstance(await store.acquire(one, lease=LONG), LeaseGrant)
+
+
+async def test_a_cancelled_thread_keeps_its_lease_because_it_runs_on(memory: MemoryLeaseStore) -> None:
+    one, release = identity(), threading.Event()
+    started = anyio.Event()
+
+    def work(_: Any) -> None:
+        anyio.from_thread.run_sync(started.set)
+        release.wait(30)
+
+    async with LeaseGuard(memory, lease=LONG) as guard:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guard.apply_in_thread, one, work)
+            await started.wait()
+            tasks.cancel_scope.cancel()
+        state = await memory.acquire(one, lease=LONG)
+        release.set()
+
+    assert isinstance(state, LeaseState)
+
+
+async def test_a_slow_effect_keeps_its_lease(store: IdempotencyStore) -> None:
+    one = identity()
+
+    async def slow(_: Any) -> None:
+        for _ in range(5):
+            await anyio.sleep(SHORT.total_seconds() / 2)
+            assert isinstance(await store.acquire(one, lease=SHORT), LeaseState)
+
+    async with LeaseGuard(store, lease=SHORT) as guard:
+        assert await guard.apply(one, slow) is True
+
+
+async def test_a_holder_whose_lease_was_taken_is_cancelled_and_told(store: IdempotencyStore) -> None:
+    one = identity()
+    finished = False
+
+    async def hang(_: Any) -> None:
+        nonlocal finished
+        await _take_over(store, one)
+        await anyio.sleep(20)
+        finished = True
+
+    async with LeaseGuard(store, lease=SHORT) as guard:
+        with pytest.raises(LeaseLost):
+            await guard.apply(one, hang)
+
+    assert not finished
+
+
+async def test_a_holder_that_noticed_nothing_is_told_when_it_completes(store: IdempotencyStore) -> None:
+    one = identity()
+
+    async def quick(_: Any) -> None:
+        await _take_over(store, one)
+
+    async with LeaseGuard(store, lease=LONG) as guard:
+        with pytest.raises(LeaseLost):
+            await guard.apply(one, quick)
+
+
+async def _take_over(store: IdempotencyStore, one: ProcessedId) -> None:
+    """End the lease as a long pause of its holder would, and take the next."""
+    if isinstance(store, SqlLeaseStore):
+        async with store._engine.begin() as connection:
+            await connection.execute(update(lease_table).values(until=0.0))
+    else:
+        assert isinstance(store, MemoryLeaseStore)
+        store._entries[one].until = 0.0
+    await granted(store, one)
+
+
+class StoreThatGoesAway(MemoryLeaseStore):
+    """Its other methods work; these two meet a database that is gone."""
+
+    async def abandon(self, grant: LeaseGrant) -> None:
+        raise OSError("away")
+
+    async def extend(self, grant: LeaseGrant, *, lease: timedelta) -> bool:
+        raise OSError("away")
+
+
+async def test_what_an_effect_raised_is_not_hidden_by_a_store_that_is_away() -> None:
+    async def fail(_: Any) -> None:
+        await anyio.sleep(SHORT.total_seconds())  # over several renewals that fail
+        raise ValueError("the effect's own")
+
+    async with LeaseGuard(StoreThatGoesAway(), lease=SHORT) as guard:
+        with pytest.raises(ValueError, match="the effect's own"):
+            await guard.apply(identity(), fail)
+        with anyio.move_on_after(0.05) as scope:
+            await guard.apply(identity(), lambda _: anyio.sleep_forever())
+        assert scope.cancelled_caught
+
+
+async def test_a_crashed_holders_effect_is_taken_over_after_its_lease(engine: AsyncEngine, database: str) -> None:
+    store, one, tokens = SqlLeaseStore(engine), identity(), []
+
+    async def effect(token: FencingToken) -> None:
+        tokens.append(token.value)
+
+    async with effect_process(database, one.message_id, "inside", "lease") as process:
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+    async with LeaseGuard(store, lease=SHORT) as guard:
+
+        async def taken_over() -> bool:
+            try:
+                return await guard.apply(one, effect)
+            except EffectBusy:
+                return False
+
+        await until(taken_over)
+
+    assert tokens == [2]
+
+
+async def test_a_repeatable_effect_runs_every_time() -> None:
+    one, guard, runs = identity(), RepeatableGuard(), []
+
+    async def effect(argument: Any) -> None:
+        runs.append(argument)
+
+    assert [await guard.apply(one, effect), await guard.apply(one, effect)] == [True, True]
+    assert await guard.apply_in_thread(one, runs.append) is True
+    assert runs == [None, None, None]
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+sql_stores = pytest.mark.parametrize("store", ["sqlite", "psycopg", "asyncpg"], indirect=True)
+
+
+@sql_stores
+async def test_a_lock_excludes_others_and_its_tokens_grow(store: SqlLeaseStore) -> None:
+    lock, inside, tokens = SqlLock(store._engine), 0, []
+
+    async def work() -> None:
+        nonlocal inside
+        for _ in range(3):
+            async with lock.hold("stock", lease=LONG, wait=LONG) as token:
+                inside += 1
+                assert inside == 1
+                tokens.append(token.value)
+                await anyio.sleep(0.005)
+                inside -= 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(work)
+
+    assert tokens == list(range(1, 13))
+
+
+@sql_stores
+async def test_who_waits_too_long_for_a_lock_gets_a_timeout_and_other_names_are_free(store: SqlLeaseStore) -> None:
+    lock = SqlLock(store._engine)
+    async with lock.hold("stock", lease=LONG, wait=NONE):
+        with pytest.raises(TimeoutError, match="stock"):
+            async with lock.hold("stock", lease=LONG, wait=timedelta(seconds=0.1)):
+                pass
+        async with lock.hold("other", lease=LONG, wait=NONE) as token:
+            assert token == FencingToken("other", 1)
+
+
+@sql_stores
+async def test_a_block_that_fails_raises_its_own_exception_and_frees_the_lock(store: SqlLeaseStore) -> None:
+    lock = SqlLock(store._engine)
+    with pytest.raises(ValueError, match="mine"):
+        async with lock.hold("stock", lease=LONG, wait=NONE):
+            raise ValueError("mine")
+
+    with anyio.CancelScope() as scope:
+        async with lock.hold("stock", lease=LONG, wait=NONE):
+            scope.cancel()
+            await anyio.sleep_forever()
+
+    async with lock.hold("stock", lease=LONG, wait=NONE) as token:
+        assert token.value == 3
+
+
+@sql_stores
+async def test_a_long_block_keeps_its_lock(store: SqlLeaseStore) -> None:
+    lock = SqlLock(store._engine)
+    async with lock.hold("stock", lease=SHORT, wait=NONE):
+        with pytest.raises(TimeoutError):
+            async with lock.hold("stock", lease=SHORT, wait=SHORT * 2):
+                pass
+
+
+@sql_stores
+async def test_a_block_whose_lock_was_taken_is_cancelled_and_told(store: SqlLeaseStore) -> None:
+    lock, finished = SqlLock(store._engine), False
+    with pytest.raises(LeaseLost, match="stock"):
+        async with lock.hold("stock", lease=SHORT, wait=NONE):
+            async with store._engine.begin() as connection:  # as if it had been paused and another one came
+                await connection.execute(update(lock_table).values(owner="another", token=2, until=4e9))
+            await anyio.sleep(20)
+            finished = True
+
+    assert not finished
+    async with store._engine.connect() as connection:
+        row = (await connection.execute(select(lock_table.c.owner, lock_table.c.token))).one()
+    assert tuple(row) == ("another", 2)
