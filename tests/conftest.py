@@ -25,3 +25,6 @@ def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
     """The SQLAlchemy URL of an empty database of a real PostgreSQL."""
     with postgresql_server.fresh_database() as url:
         yield url
+
+
+pytest_plugins = ["reliamq.testing.plugin"]

@@ -1,0 +1,114 @@
+"""Safe departure: P1–P6."""
+
+from __future__ import annotations
+
+from reliamq.spi import Confirmation, Rejection, RejectionReason
+from reliamq.testing.harness import Stage, bodies, promise
+
+
+@promise("P1")
+async def test_what_was_confirmed_is_delivered_after_everything_was_closed(stage: Stage) -> None:
+    await stage.declare()
+    await stage.publish(*stage.numbered(20, key=b"k"))
+
+    async with stage.member() as member:
+        assert bodies(await member.handle(20)) == [str(number).encode() for number in range(20)]
+
+
+@promise("P2")
+async def test_each_message_of_a_batch_has_its_own_outcome_in_order(stage: Stage) -> None:
+    await stage.declare(max_message_bytes=1000)
+    good, large, other = stage.message(), stage.message(b"x" * 1001), stage.message()
+    nowhere = stage.message(topic=f"{stage.topic}-nowhere")
+
+    outcomes = await stage.send(good, large, nowhere, other)
+
+    assert [one.message_id for one in outcomes] == [good.id, large.id, nowhere.id, other.id]
+    assert [type(one) for one in outcomes] == [Confirmation, Rejection, Rejection, Confirmation]
+    async with stage.member() as member:
+        assert {one.message.id for one in await member.handle(2)} == {good.id, other.id}
+
+
+@promise("P2")
+async def test_an_empty_batch_is_fine(stage: Stage) -> None:
+    assert list(await stage.send()) == []
+
+
+@promise("P3")
+async def test_an_undeclared_topic_is_unroutable(stage: Stage) -> None:
+    (outcome,) = await stage.send(stage.message())
+
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason is RejectionReason.UNROUTABLE
+
+
+@promise("P3")
+async def test_a_topic_that_no_group_would_receive_is_unroutable(stage: Stage) -> None:
+    async with stage.backend.storage() as storage:
+        spec = stage.spec()
+        await storage.declare([type(spec)(spec.name, (), spec.durability)])
+
+    (outcome,) = await stage.send(stage.message())
+
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason is RejectionReason.UNROUTABLE
+
+
+@promise("P4")
+async def test_every_attribute_arrives_as_it_was_sent(stage: Stage) -> None:
+    await stage.declare()
+    sent = [
+        stage.message(b"", key=b"", type="ünï", headers={"näme": "välue 🎈", "empty": ""}),
+        stage.message(bytes(range(256)), key=b"\x00\xff", content_type="application/octet-stream", sequence=2**40),
+        stage.message(b"{}", key=None, source="urn:a:b"),
+    ]
+    await stage.publish(*sent)
+
+    async with stage.member() as member:
+        came = {one.message.id: one.message for one in await member.handle(3)}
+
+    for message in sent:
+        other = came[message.id]
+        for name in ("body", "key", "type", "source", "time", "content_type", "sequence"):
+            assert getattr(other, name) == getattr(message, name), name
+        assert dict(other.headers) == dict(message.headers)
+
+
+@promise("P4")
+async def test_an_id_that_is_published_twice_is_stored_once(stage: Stage) -> None:
+    stage.require("deduplicates")
+    await stage.declare()
+    message = stage.message(b"once")
+
+    await stage.publish(message, message)
+    await stage.publish(message)
+
+    async with stage.member() as member:
+        assert bodies(await member.handle(1)) == [b"once"]
+        await member.nothing_comes()
+
+
+@promise("P5")
+async def test_messages_of_a_key_are_stored_in_the_order_of_sending(stage: Stage) -> None:
+    await stage.declare()
+    for start in range(0, 60, 6):
+        batch = [stage.message(str(number).encode(), key=b"k%d" % (number % 3)) for number in range(start, start + 6)]
+        await stage.publish(*batch)
+
+    async with stage.member() as member:
+        came = await member.handle(60)
+
+    for remainder in range(3):
+        numbers = [int(one.message.body) for one in came if one.message.key == b"k%d" % remainder]
+        assert numbers == list(range(remainder, 60, 3))
+
+
+@promise("P6")
+async def test_a_message_at_the_limit_is_stored_and_one_over_it_is_rejected(stage: Stage) -> None:
+    await stage.declare(max_message_bytes=5000)
+
+    fits, over = await stage.send(stage.message(b"x" * 5000), stage.message(b"x" * 5001))
+
+    assert isinstance(fits, Confirmation)
+    assert isinstance(over, Rejection)
+    assert over.reason is RejectionReason.TOO_LARGE
