@@ -468,3 +468,26 @@ async def test_topics_do_not_mix(backend: EmbeddedBackend) -> None:
         assert [outcome.message_id for outcome in outcomes] == [one.id for one in batch]
         assert texts(await receive(orders)) == ["orders0", "orders1", "orders2"]
         assert texts(await receive(mails)) == ["mails0", "mails1", "mails2"]
+
+
+async def test_settling_twice_in_one_batch_is_settling_once(backend: EmbeddedBackend) -> None:
+    await declare(backend)
+    async with backend.publisher() as publisher, backend.subscription("orders", "g", lease=LEASE) as member:
+        await publish(publisher, message("m", "k"))
+        (delivery,) = await receive(member)
+        twice = [Retry(delivery, timedelta()), Retry(delivery, timedelta()), Ack(delivery)]
+        assert list(await member.settle(twice)) == []
+        (again,) = await receive(member)
+        assert again.failures == 1
+
+
+async def test_an_old_receipt_settles_nothing_beside_the_new_one(backend: EmbeddedBackend) -> None:
+    await declare(backend)
+    async with backend.publisher() as publisher, backend.subscription("orders", "g", lease=LEASE) as member:
+        await publish(publisher, message("m"))
+        (old,) = await receive(member)
+        await member.settle([Release(old)])
+        (new,) = await receive(member)
+        assert list(await member.begin([old, new])) == list(await member.extend([old, new])) == [new]
+        assert list(await member.settle([Ack(old), Retry(new, timedelta())])) == [], "old was settled before"
+        assert [delivery.failures for delivery in await receive(member)] == [1]

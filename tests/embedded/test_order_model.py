@@ -301,5 +301,5 @@ class Broker(RuleBasedStateMachine):
 
 TestTheBrokerKeepsOrderLeasesAndAttempts = Broker.TestCase
 TestTheBrokerKeepsOrderLeasesAndAttempts.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -82,6 +82,7 @@ def audit(connection: sqlite3.Connection, location: Location, topics: Sequence[T
     findings = [finding for spec in topics for finding in _topic_findings(connection, spec)]
     if location.path is not None:
         findings += _connection_findings(connection, location.path)
+        findings += _room_findings(connection, location.path, location.settings.max_bytes)
         findings += _file_findings(location.path)
         findings += file_system_finding(location.path, Path("/proc/mounts"))
     return findings
@@ -126,14 +127,19 @@ def _connection_findings(connection: sqlite3.Connection, path: str) -> Iterator[
             yield Finding(
                 Severity.LOSES, path, pragma, str(found), str(wanted), why, "Restart, and find out who changed it."
             )
-    pages, limit = int(str(value("page_count"))), int(str(value("max_page_count")))
-    free = int(str(value("freelist_count")))
-    if (pages - free) > 0.9 * limit:
-        why = "Publishing will be rejected as full; nothing that was confirmed is lost."
-        yield Finding(Severity.RISKS, path, "pages in use", f"{pages - free} of {limit}", "below 90 %", why, _MAKE_ROOM)
 
 
-_MAKE_ROOM = "Raise max_bytes, shorten retention, or let the groups catch up."
+def _room_findings(connection: sqlite3.Connection, path: str, max_bytes: int | None) -> Iterator[Finding]:
+    if max_bytes is None:
+        return
+    page_bytes, pages, unused = (
+        connection.execute(f"PRAGMA {pragma}").fetchone()[0] for pragma in ("page_size", "page_count", "freelist_count")
+    )
+    used = page_bytes * (pages - unused)
+    if used > 0.9 * max_bytes:
+        why = "Soon publishing is rejected as full; nothing that was confirmed is lost."
+        fix = "Raise max_bytes, shorten retention, or let the groups catch up."
+        yield Finding(Severity.RISKS, path, "bytes in use", f"{used} of {max_bytes}", "below 90 %", why, fix)
 
 
 def _file_findings(path: str) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ Receipt = tuple[int, int]
 Returned = tuple[int, float, int, str]  # position, due at, failures to add, reason
 
 OWNED = """
-SELECT json_group_array(d.position),
+SELECT json_group_array(json_array(d.position, d.claim)),
   EXISTS (SELECT 1 FROM delivery WHERE group_id = :group AND state = 0)
 FROM json_each(:receipts) r CROSS JOIN delivery d
 ON d.group_id = :group AND d.position = json_extract(r.value, '$[0]') AND d.claim = json_extract(r.value, '$[1]')"""
@@ -68,23 +68,23 @@ UPDATE delivery SET due_at = :until
 WHERE group_id = :group AND position IN (SELECT value FROM json_each(:positions))"""
 
 
-def owned_of(connection: sqlite3.Connection, group: int, receipts: Sequence[Receipt]) -> tuple[set[int], bool]:
-    """Which positions are still held under their receipts, and whether anything in the group waits for its chain."""
+def owned_of(connection: sqlite3.Connection, group: int, receipts: Sequence[Receipt]) -> tuple[set[Receipt], bool]:
+    """Which receipts still hold, and whether anything in the group waits for its chain."""
     found, waiting = connection.execute(OWNED, {"group": group, "receipts": json.dumps(receipts)}).fetchone()
-    return set(json.loads(found)), bool(waiting)
+    return {(position, claim) for position, claim in json.loads(found)}, bool(waiting)
 
 
-def begin(connection: sqlite3.Connection, group: int, receipts: Sequence[Receipt]) -> set[int]:
-    """Record starts (C4); the positions still held."""
+def begin(connection: sqlite3.Connection, group: int, receipts: Sequence[Receipt]) -> set[Receipt]:
+    """Record starts (C4); the receipts that still hold."""
     owned, _ = owned_of(connection, group, receipts)
-    connection.execute(BEGIN, {"group": group, "positions": _json(owned)})
+    connection.execute(BEGIN, {"group": group, "positions": _json(position for position, _ in owned)})
     return owned
 
 
-def extend(connection: sqlite3.Connection, group: int, receipts: Sequence[Receipt], until: float) -> set[int]:
-    """Renew leases (C7); the positions still held."""
+def extend(connection: sqlite3.Connection, group: int, receipts: Sequence[Receipt], until: float) -> set[Receipt]:
+    """Renew leases (C7); the receipts that still hold."""
     owned, _ = owned_of(connection, group, receipts)
-    connection.execute(EXTEND, {"group": group, "until": until, "positions": _json(owned)})
+    connection.execute(EXTEND, {"group": group, "until": until, "positions": _json(position for position, _ in owned)})
     return owned
 
 
@@ -93,15 +93,18 @@ def settle(
     group: int,
     settlements: Sequence[tuple[Receipt, Settlement]],
     now: float,
-) -> set[int]:
-    """End deliveries; the positions that were still held, and so are settled."""
+) -> set[Receipt]:
+    """End deliveries; the receipts that still held, whose deliveries are settled now."""
     owned, waiting = owned_of(connection, group, [receipt for receipt, _ in settlements])
     acked: list[int] = []
     back: list[Returned] = []
     away: list[Returned] = []
-    for (position, _), settlement in settlements:
-        if position not in owned:
+    unsettled = set(owned)
+    for receipt, settlement in settlements:
+        if receipt not in unsettled:
             continue
+        unsettled.remove(receipt)  # settled twice in one batch: the first counts
+        position, _ = receipt
         match settlement:
             case Ack():
                 acked.append(position)

@@ -140,7 +140,7 @@ class EmbeddedSubscription:
         owned = await self._asked(
             self._database.write(lambda connection: begin(connection, self._member.group, receipts))
         )
-        return [delivery for delivery in deliveries if _receipt(delivery)[0] in owned]
+        return [delivery for delivery in deliveries if _receipt(delivery) in owned]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Renew leases; see the contract."""
@@ -154,7 +154,7 @@ class EmbeddedSubscription:
                 )
             )
         )
-        return [delivery for delivery in deliveries if _receipt(delivery)[0] in owned]
+        return [delivery for delivery in deliveries if _receipt(delivery) in owned]
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """End deliveries in one transaction; see the contract."""
@@ -168,10 +168,8 @@ class EmbeddedSubscription:
                 wakes=self._topics,
             )
         )
-        late = [
-            settlement for receipt, settlement in pairs if receipt[0] not in owned and not self._was_settled(receipt)
-        ]
-        self._remember(receipt for receipt, _ in pairs if receipt[0] in owned)
+        late = [settlement for receipt, settlement in pairs if receipt not in owned and not self._was_settled(receipt)]
+        self._remember(receipt for receipt, _ in pairs if receipt in owned)
         return late
 
     def _was_settled(self, receipt: Receipt) -> bool:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _QUICK, _CALM, _IDLE = 0.01, 0.025, 0.05  # seconds between two looks for what other processes wrote
 _CALM_AFTER, _IDLE_AFTER = 0.5, 3.0  # seconds without any
-_SWEEP, _SWEEP_IDLE, _SWEEP_ALL = 1.0, 30.0, 60.0  # seconds between two sweeps: after writing, idle, from the start
+_SWEEP, _SWEEP_IDLE, _SWEEP_ALL = 0.25, 30.0, 60.0  # seconds between two sweeps: after writing, idle, from the start
 
 
 class Job(Generic[T]):
@@ -125,17 +125,20 @@ class Worker:
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        running = True
-        while running:
-            jobs = self._next_jobs()
-            running = None not in jobs
-            self._process([job for job in jobs if job is not None])
-            if self._watches:
-                self._look_for_foreign_news()
-            self._sweep_when_due()
+        while self._turn():
+            pass
         self._close()
         if self._last_job is not None:
             self._answer([self._last_job], frozenset())
+
+    def _turn(self) -> bool:
+        """Do what is queued and what is due; False when it was the last time.  Between turns no job is held."""
+        jobs = self._next_jobs()
+        self._process([job for job in jobs if job is not None])
+        if self._watches:
+            self._look_for_foreign_news()
+        self._sweep_when_due()
+        return None not in jobs
 
     def _next_jobs(self) -> Sequence[Job[Any] | None]:
         """Everything that is queued; waits for the first, but not longer than until there is something else to do."""
@@ -274,7 +277,7 @@ class Worker:
     # --- housekeeping ----------------------------------------------------------------------------------------------
 
     def _sweep_when_due(self) -> None:
-        """Remove a piece of what retention lets go, at most once a second, and again at once while there is more."""
+        """Remove a piece of what retention lets go, a few times a second, and again at once while there is more."""
         now = time.monotonic()
         if now < self._sweep_at:
             return

@@ -48,11 +48,12 @@ class WriteLock:
             return
         if self._file < 0:
             self._file = _open(self._path)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        file = self._file
+        fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            fcntl.flock(file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Give the file back.  The file itself stays: another process may be about to lock it."""
