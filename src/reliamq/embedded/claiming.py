@@ -80,7 +80,8 @@ FROM json_each(:positions) p
 CROSS JOIN delivery d ON d.group_id = :group AND d.position = p.value
 CROSS JOIN message m ON m.seq = d.seq"""
 
-SCAN_AHEAD = 250  # rows read beyond what is wanted, for those that must be set aside
+SCAN_AHEAD = 500  # rows read beyond what is wanted, once there are some that must be set aside
+ROUNDS = 3  # readings of the log in one transaction, so that it stays short
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +147,17 @@ def claim(connection: sqlite3.Connection, member: Member, wanted: Wanted, *, now
     if due or passed:
         join_due(connection, member.group, now)
     positions = _take_ready(connection, values, wanted) if ready or expired or due or passed else []
-    if cursor < last and wanted.room:
-        taken, cursor = _take_from_log(connection, values, wanted, cursor, last)
+    scan = wanted.messages
+    for _ in range(ROUNDS):
+        if cursor == last or not wanted.room:
+            break
+        taken, cursor = _take_from_log(connection, values, wanted, (cursor, last, scan))
         positions += taken
-        if not positions:  # then the cursor may just have passed one that gave way
-            pass_cursor(connection, member.group, cursor)
-            join_due(connection, member.group, now)
-            positions = _take_ready(connection, values, wanted)
+        scan = wanted.messages + SCAN_AHEAD  # something was set aside
+    if not positions and scan > wanted.messages:  # the cursor may just have passed one that gave way
+        pass_cursor(connection, member.group, cursor)
+        join_due(connection, member.group, now)
+        positions = _take_ready(connection, values, wanted)
     connection.execute(ADVANCE, {**values, "cursor": cursor})
     return Taken(number, _fetch(connection, member.group, positions) if positions else ())
 
@@ -196,10 +201,10 @@ def _followers(
 
 
 def _take_from_log(
-    connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted, cursor: int, last: int
+    connection: sqlite3.Connection, values: dict[str, Any], wanted: Wanted, piece: tuple[int, int, int]
 ) -> tuple[list[int], int]:
     """Lease messages from the log, set aside those whose keys are taken; what was leased, and how far this came."""
-    scan = wanted.messages + SCAN_AHEAD
+    cursor, last, scan = piece
     (found,) = connection.execute(SCAN, {**values, "cursor": cursor, "last": last, "scan": scan}).fetchone()
     rows = sorted(json.loads(found))
     taken: list[int] = []
