@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types imports docs unit soak format bench clean
+.PHONY: demo test lint types imports docs unit soak format promises bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/reliamq prove
@@ -34,6 +34,10 @@ docs: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.embedded
+
+# The index of promises in the docs.
+promises: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.test_promises
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix src tests benchmarks

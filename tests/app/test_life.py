@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import anyio
 import pytest
 
 from reliamq import BrokerUnavailable, ConfigurationError, DurabilityError, Reliamq, ReliamqError, Unconfirmed
-from reliamq.settings import Settings
+from reliamq.settings import PublisherSettings, Settings
 from reliamq.spi import Durability, Unroutable
 from tests.app.conftest import Order
 
@@ -94,8 +95,6 @@ async def test_a_cancelled_publish_leaves_the_others_alone(app: Reliamq) -> None
 
 async def test_a_deadline_that_passes_leaves_the_message_unconfirmed(tmp_path: Path) -> None:
     """P6"""
-    import sqlite3
-
     app = Reliamq(Settings(broker=f"embedded:///{tmp_path}/b.db"))
     orders = app.topic("orders", Order, groups=["g"])
     async with app:
@@ -110,3 +109,32 @@ async def test_a_deadline_that_passes_leaves_the_message_unconfirmed(tmp_path: P
             foreign.execute("ROLLBACK")
             foreign.close()
         await orders.publish(Order(number=2))
+
+
+async def test_closing_says_by_id_what_stayed_unconfirmed_and_nobody_hangs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P7"""
+    quick = PublisherSettings(close_deadline=timedelta(seconds=0.3))
+    app = Reliamq(Settings(broker=f"embedded:///{tmp_path}/b.db", publisher=quick))
+    orders = app.topic("orders", Order, groups=["g"])
+    errors: list[Unconfirmed] = []
+    foreign = sqlite3.connect(tmp_path / "b.db", isolation_level=None)
+
+    async def publish() -> None:
+        try:
+            await orders.publish(Order(number=1), id="the-one")
+        except Unconfirmed as error:
+            errors.append(error)
+            foreign.execute("ROLLBACK")
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks, app:
+            await orders.publish(Order(number=0))
+            foreign.execute("BEGIN IMMEDIATE")
+            tasks.start_soon(publish)
+            await anyio.sleep(0.2)
+    foreign.close()
+
+    assert [error.message_id for error in errors] == ["the-one"]
+    assert "closed with 1 unconfirmed: the-one" in caplog.text

@@ -455,3 +455,22 @@ async def test_cleaning_reads_by_the_index_of_what_expires(engine: AsyncEngine) 
     assert "reliamq_processed_expiry" in str(plan)
     assert "Sort" not in str(plan)
     assert "TEMP B-TREE" not in str(plan)
+
+
+@pytest.mark.parametrize("way", ["connection", "COMMIT", "commit;", "  END", "ROLLBACK", "BEGIN"])
+async def test_a_handler_that_ends_the_transaction_below_the_session_is_refused(engine: AsyncEngine, way: str) -> None:
+    guard, one = TransactionGuard(engine), identity()
+
+    async def end_it(session: AsyncSession) -> None:
+        await record(one)(session)
+        await session.flush()
+        if way == "connection":
+            await (await session.connection()).commit()
+        else:
+            await session.execute(text(way))
+
+    for _ in range(2):
+        with pytest.raises(TransactionRequired):
+            await guard.apply(one, end_it)
+
+    assert (await effects(engine), await marks(engine)) == (0, 0)

@@ -157,15 +157,10 @@ class GroupMember:
     async def _attempt(self, lane: Lane, delivery: Delivery) -> None:
         scope = anyio.CancelScope()
         self._running[id(delivery)] = scope
+        conclusion: Conclusion | None = None
         try:
             with scope:
                 conclusion = await self._start(delivery, scope)
-                if isinstance(conclusion, Retry) and conclusion.keep_order and delivery.message.key is not None:
-                    lane.hold(delivery.message.key)
-                if conclusion is not None:
-                    self._settler.add(conclusion)
-                else:
-                    self._forget(delivery)
         except asyncio.CancelledError:
             # Stopped from outside in the middle of it: rolled back, given to others at once, not an attempt (C8).
             self._settler.add(Release(delivery))
@@ -174,8 +169,14 @@ class GroupMember:
             del self._running[id(delivery)]
             if self._stopping:
                 self._room.set()
-        if scope.cancelled_caught:  # the lease was lost: somebody else has it, nothing to settle
+        if scope.cancelled_caught and id(delivery) not in self._lost:
+            conclusion = self._pipeline.timed_out(delivery)
+        if conclusion is None:  # somebody else has it: nothing to settle
             self._forget(delivery)
+            return
+        if isinstance(conclusion, Retry) and conclusion.keep_order and delivery.message.key is not None:
+            lane.hold(delivery.message.key)
+        self._settler.add(conclusion)
 
     async def _start(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion | None:
         """Run one attempt; None when the delivery is somebody else's by now."""
@@ -201,16 +202,16 @@ class GroupMember:
 
     async def _within_timeout(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion:
         seconds = self._pipeline.timeout(delivery)
-        with anyio.move_on_after(seconds) as limit:
-            try:
-                return await self._pipeline.conclude(delivery)
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if scope.cancel_called or limit.cancel_called or (task is not None and task.cancelling()):
-                    raise
-                # Looks like a cancellation and nobody cancelled: the handler's client did (a lost connection, say).
-                return self._pipeline.failed(delivery, RuntimeError(f"the handler raised {error!r} by itself"))
-        return self._pipeline.failed(delivery, TimeoutError(f"the handler took longer than {seconds} s"))
+        if seconds is not None:
+            scope.deadline = anyio.current_time() + seconds
+        try:
+            return await self._pipeline.conclude(delivery)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if scope.cancel_called or (task is not None and task.cancelling()):
+                raise
+            # Looks like a cancellation and nobody cancelled: the handler's client did (a lost connection, say).
+            return self._pipeline.failed(delivery, RuntimeError(f"the handler raised {error!r} by itself"))
 
     # --- leases and settlement -------------------------------------------------------------------------------------
 

@@ -88,6 +88,10 @@ class Pipeline:
             return self.failed(delivery, error)
         return Ack(delivery)
 
+    def timed_out(self, delivery: Delivery) -> Conclusion:
+        """What follows when an attempt was stopped at its timeout (C7)."""
+        return self.failed(delivery, TimeoutError(f"the handler took longer than {self.timeout(delivery)} s"))
+
     def failed(self, delivery: Delivery, error: Exception) -> Conclusion:
         """What follows when an attempt ended with ``error``."""
         station = self._stations.get(delivery.message.type)

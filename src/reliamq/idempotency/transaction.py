@@ -59,7 +59,7 @@ class TransactionGuard:
             # Leaving the block without commit rolls back, on a cancellation too.
             if not await self._marked(session, identity):
                 return False
-            fence = _CommitFence(session.sync_session)
+            fence = await session.run_sync(_CommitFence)
             await effect(session)
             await session.run_sync(fence.lift)
             await session.commit()
@@ -130,6 +130,10 @@ class TransactionGuard:
         return len(rows)
 
 
+ENDS_A_TRANSACTION = {"COMMIT", "END", "ROLLBACK", "ABORT", "BEGIN", "START"}
+"""First words of statements that part effect and mark; ``ROLLBACK TO`` a savepoint does not."""
+
+
 class _CommitFence:
     """Keeps a handler from committing or rolling back the session: mark and effect must not part.
 
@@ -139,13 +143,30 @@ class _CommitFence:
     def __init__(self, session: Session) -> None:
         self._session, self._transaction = session, session.get_transaction()
         self._lifted = False
-        event.listen(session, "before_commit", self._refuse)
+        connection = session.connection()
+        event.listen(session, "before_commit", self._check_session)
+        event.listen(connection, "commit", self._check_connection)
+        event.listen(connection, "before_cursor_execute", self._check_statement)
 
-    def _refuse(self, session: Session) -> None:
-        if not self._lifted and not session.in_nested_transaction():
+    def _check_session(self, session: Session) -> None:
+        if not session.in_nested_transaction():
+            self._refuse()
+
+    def _check_connection(self, connection: Connection) -> None:
+        if not self._lifted:
+            connection.invalidate()  # SQLAlchemy takes its transaction for ended now; the database rolls it back
+        self._refuse()
+
+    def _check_statement(self, _connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        words = statement.split(None, 2)
+        if words and words[0].rstrip(";").upper() in ENDS_A_TRANSACTION and "TO" not in map(str.upper, words[1:]):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if not self._lifted:
             raise TransactionRequired(
-                "a handler must not commit its session: reliamq commits it together with the processed id. "
-                "Use session.begin_nested() for a part that may fail by itself"
+                "a handler must not end its session's transaction: reliamq commits it together with the processed id. "
+                "Raise an exception to roll back; use session.begin_nested() for a part that may fail by itself"
             )
 
     def lift(self, session: Session) -> None:
