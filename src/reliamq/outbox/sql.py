@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import case, delete, func, or_, select, text, union_all, update
+from sqlalchemy import Integer, Select, bindparam, case, delete, func, or_, select, text, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
@@ -54,20 +55,20 @@ class SqlOutboxStore:
                 .where(lease_of.bucket.in_(buckets))
                 .values(owner=relay, until=now_seconds() + lease.total_seconds())
             )
-            found = await connection.execute(_first_rows_of(buckets, limit))
+            found = await connection.execute(*_first_rows(buckets, limit))
             return [_outbox_row(one) for one in found]
 
     async def _anything_to_send(self) -> bool:
         """An idle relay must not take a write lock each time it looks."""
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
-            return bool(await connection.scalar(select(select(row.position).where(_waiting, *_may_go()).exists())))
+            return await connection.scalar(_first_bucket()) is not None
 
     async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
         too.
         """
-        has_rows = select(row.position).where(row.bucket == lease_of.bucket, _waiting, *_may_go()).exists()
+        has_rows = _first_bucket(row.bucket >= lease_of.bucket).scalar_subquery() == lease_of.bucket
         free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
         query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
         buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
@@ -135,10 +136,10 @@ class SqlOutboxStore:
             return done
 
 
-def _may_go() -> tuple[Any, Any]:
-    """Due, and not behind an earlier row of its key that waits for its retry (O3)."""
+def _held_back() -> Any:
+    """Whether an earlier row of the same key waits for its retry (O3)."""
     earlier = aliased(row, name="earlier")
-    held_back = (
+    return (
         select(earlier.position)
         .where(
             earlier.bucket == row.bucket,
@@ -150,23 +151,39 @@ def _may_go() -> tuple[Any, Any]:
         )
         .exists()
     )
-    return row.available_at <= now_seconds(), ~held_back
 
 
-def _first_rows_of(buckets: Sequence[int], limit: int) -> Any:
-    """The first rows of each bucket, each by the index: one ORDER BY over all would sort the whole backlog (O6)."""
-    share = limit if len(buckets) == 1 else FAIRNESS * limit // len(buckets) + 1
-    firsts = [
-        select(
-            select(row.position)
-            .where(row.bucket == bucket, _waiting, *_may_go())
-            .order_by(row.position)
-            .limit(share)
-            .subquery()
-        )
-        for bucket in buckets
-    ]
+_may_go = (_waiting, row.available_at <= now_seconds(), ~_held_back())
+
+
+def _first_bucket(*conditions: Any) -> Select[Any]:
+    """The first bucket with a row that may go.
+
+    Asked for in the order of the index on (bucket, position), and with a range where ``=`` would mean the same: a
+    planner that guesses wrong how full a bucket is can then not choose to read the whole table (O6).
+    """
+    return select(row.bucket).where(*conditions, *_may_go).order_by(row.bucket, row.position).limit(1)
+
+
+@cache  # one for each number of buckets: making it anew costs more than the database's work
+def _first_rows_of(buckets: int) -> Select[Any]:
+    """The first rows of so many buckets, each by the index: one ORDER BY over all would sort the whole backlog (O6).
+
+    Parameters: bucket_0 and so on, share (most of one bucket), limit.
+    """
+    share, limit = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
+    firsts = []
+    for number in range(buckets):
+        bucket = bindparam(f"bucket_{number}", type_=Integer)
+        first = select(row.position).where(row.bucket.between(bucket, bucket), *_may_go)  # a range, as above
+        firsts.append(select(first.order_by(row.bucket, row.position).limit(share).subquery()))
     return select(row).where(row.position.in_(union_all(*firsts))).order_by(row.position).limit(limit)
+
+
+def _first_rows(buckets: Sequence[int], limit: int) -> tuple[Select[Any], dict[str, int]]:
+    share = limit if len(buckets) == 1 else FAIRNESS * limit // len(buckets) + 1
+    chosen = {f"bucket_{number}": bucket for number, bucket in enumerate(buckets)}
+    return _first_rows_of(len(buckets)), {**chosen, "share": share, "limit": limit}
 
 
 def _outbox_row(found: Any) -> OutboxRow:
