@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import event, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reliamq.backends import open_backend
@@ -221,6 +222,30 @@ def _count_statements(engine: AsyncEngine) -> Counter[str]:
         counted[statement.split(None, 1)[0]] += 1
 
     return counted
+
+
+async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, *(("hot", number) for number in range(3_000)))
+    asked: list[tuple[str, Any]] = []
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    async with engine.connect() as connection:
+        await connection.execute(text("ANALYZE"))  # the planner knows now that the bucket is the table
+        await connection.commit()
+    assert len(await store.claim("relay", limit=500, lease=LEASE)) == 500
+
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    async with engine.connect() as connection:
+        for statement, parameters in asked.copy():
+            plan = str((await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all())
+            assert "reliamq_outbox_waiting" in plan, plan
+    assert len(asked) >= 3
 
 
 # --- rejections -------------------------------------------------------------------------------------------------------
