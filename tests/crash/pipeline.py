@@ -1,0 +1,203 @@
+"""One order through the whole pipeline, in processes that kill themselves at a named step.
+
+The steps are planted around the real parts, here in the tests and nowhere in the package.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+from pydantic import BaseModel
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from reliamq import Reliamq, outbox
+from reliamq.backends import open_backend
+from reliamq.database import open_engine, open_sync_engine
+from reliamq.settings import RelaySettings, Settings, WorkerSettings
+from reliamq.spi import (
+    Backend,
+    Delivery,
+    Message,
+    OutboxRow,
+    OutboxStore,
+    Outcome,
+    Publisher,
+    Rejection,
+    Settlement,
+    Subscription,
+)
+from reliamq.testing.faults import PassingPublisher, PassingSubscription
+
+LEASE = timedelta(seconds=0.5)
+
+
+class Order(BaseModel):
+    number: int
+    account: str
+
+
+class Bomb:
+    """Kills its process at one step."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def at(self, step: str) -> None:
+        if step == self._step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BombedPublisher(PassingPublisher):
+    def __init__(self, publisher: Publisher, bomb: Bomb) -> None:
+        super().__init__(publisher)
+        self._bomb = bomb
+
+    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        self._bomb.at("before send")
+        outcomes = await super().send(batch, deadline=deadline)
+        self._bomb.at("after confirm")
+        return outcomes
+
+
+class BombedSubscription(PassingSubscription):
+    def __init__(self, subscription: Subscription, bomb: Bomb) -> None:
+        super().__init__(subscription)
+        self._bomb = bomb
+
+    async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
+        deliveries = await super().receive(limit, max_bytes=max_bytes, wait=wait)
+        if deliveries:
+            self._bomb.at("after receive")
+        return deliveries
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        self._bomb.at("before ack")
+        late = await super().settle(settlements)
+        if settlements:
+            self._bomb.at("after ack")
+        return late
+
+
+class BombedBackend:
+    def __init__(self, backend: Backend, bomb: Bomb) -> None:
+        self._inner, self._bomb = backend, bomb
+        self.name, self.url, self.capabilities = backend.name, backend.url, backend.capabilities
+        self.storage, self.dead_letters = backend.storage, backend.dead_letters
+
+    @asynccontextmanager
+    async def publisher(self) -> AsyncIterator[Publisher]:
+        async with self._inner.publisher() as publisher:
+            yield BombedPublisher(publisher, self._bomb)
+
+    @asynccontextmanager
+    async def subscription(self, topic: str, group: str, *, lease: timedelta) -> AsyncIterator[Subscription]:
+        async with self._inner.subscription(topic, group, lease=lease) as subscription:
+            yield BombedSubscription(subscription, self._bomb)
+
+
+class BombedOutbox:
+    def __init__(self, store: OutboxStore, bomb: Bomb) -> None:
+        self._store, self._bomb = store, bomb
+
+    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+        self._bomb.at("before claim")
+        rows = await self._store.claim(relay, limit=limit, lease=lease)
+        if rows:
+            self._bomb.at("after claim")
+        return rows
+
+    async def settle(
+        self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]
+    ) -> None:
+        self._bomb.at("before delete")
+        await self._store.settle(relay, confirmed=confirmed, rejected=rejected)
+        self._bomb.at("after delete")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def make(folder: str, bomb: Bomb) -> tuple[Reliamq, Any]:
+    settings = Settings(
+        broker=f"embedded:///{folder}/broker.db",
+        database=f"sqlite:///{folder}/database.db",
+        worker=WorkerSettings(lease=LEASE),
+        relay=RelaySettings(lease=LEASE, poll=timedelta(milliseconds=10)),
+    )
+    app = Reliamq(settings, backend=BombedBackend(open_backend(settings.broker), bomb))
+    return app, app.topic("orders", Order, key=lambda order: order.account, groups=["g"])
+
+
+def place(folder: str, step: str) -> None:
+    """Write the order and its message in one transaction, unless it is there."""
+    bomb = Bomb(step)
+    app, orders = make(folder, bomb)
+
+    async def prepare() -> None:
+        async with app, open_engine(app.settings.database or "") as engine, engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE IF NOT EXISTS orders (number INTEGER PRIMARY KEY)"))
+            await connection.execute(text("CREATE TABLE IF NOT EXISTS effects (number INTEGER)"))
+
+    anyio.run(prepare)
+    with open_sync_engine(app.settings.database or "") as engine, Session(engine) as session:
+        if session.execute(text("SELECT 1 FROM orders")).first():
+            return
+        bomb.at("before insert")
+        session.execute(text("INSERT INTO orders VALUES (1)"))
+        outbox.add(session, orders, Order(number=1, account="ada"))
+        session.flush()
+        bomb.at("after insert")
+        session.commit()
+        bomb.at("after commit")
+
+
+def relay(folder: str, step: str) -> None:
+    """Relay until the outbox is empty."""
+    app, _ = make(folder, Bomb(step))
+
+    async def run() -> None:
+        stop = anyio.Event()
+        async with app.outbox_store() as store, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: app.run_relay(stop, store=BombedOutbox(store, Bomb(step))))
+            while (await store.status()).waiting:
+                await anyio.sleep(0.02)
+            await anyio.sleep(0.1)  # the relay comes to the end of what it does after the delete
+            stop.set()
+
+    anyio.run(run)
+
+
+def work(folder: str, step: str) -> None:
+    """Consume until the broker has nothing left for the group."""
+    bomb = Bomb(step)
+    app, orders = make(folder, bomb)
+
+    @app.handler(orders, group="g", effects="transaction")
+    async def apply(order: Order, session: AsyncSession) -> None:
+        bomb.at("before start")
+        event.listen(session.sync_session, "after_commit", lambda _: bomb.at("after effect commit"))
+        await session.execute(text("INSERT INTO effects VALUES (:number)"), {"number": order.number})
+        bomb.at("before effect commit")
+
+    async def run() -> None:
+        stop = anyio.Event()
+        async with app, anyio.create_task_group() as tasks:
+            tasks.start_soon(app.run_worker, stop)
+            await anyio.sleep(2.5 * LEASE.total_seconds())
+            stop.set()
+
+    anyio.run(run)
+
+
+if __name__ == "__main__":
+    role, folder, step = sys.argv[1:]
+    {"place": place, "relay": relay, "work": work}[role](folder, step)
