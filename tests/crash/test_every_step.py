@@ -1,6 +1,4 @@
 """A process that dies at any step neither loses the message nor doubles its effect (O1, O2, O4, C1, C2, I1, I2)."""
-I1, I2).
-"""
 
 from __future__ import annotations
 
