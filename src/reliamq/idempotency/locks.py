@@ -63,7 +63,8 @@ class SqlLock:
             await anyio.sleep(lease / 3)
             asked = anyio.current_time()
             try:
-                held = await self._extend(name, owner, lease)
+                with anyio.CancelScope(shield=True):  # cut off inside, SQLite's write lock could outlive it
+                    held = await self._extend(name, owner, lease)
             except (SQLAlchemyError, OSError) as error:
                 logger.warning("the lock '%s' cannot be renewed, trying again: %s", name, error)
                 held = asked < ends
