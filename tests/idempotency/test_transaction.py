@@ -21,11 +21,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from reliamq import outbox
-from reliamq.database import is_retriable
-from reliamq.idempotency import TransactionGuard, is_conflict, retry_on_conflict
+from reliamq.database import is_retriable, open_engine, open_sync_engine
+from reliamq.idempotency import LeaseGuard, SqlLeaseStore, TransactionGuard, is_conflict, retry_on_conflict
 from reliamq.idempotency.tables import processed
 from reliamq.outbox import OutboxMessage
-from reliamq.spi import ConfigurationError, TransactionRequired
+from reliamq.spi import ConfigurationError, EffectBusy, TransactionRequired
 from reliamq.topics import Topic
 
 from .conftest import Account, Effect, effects, every_driver, identity, marks, record, record_plainly
@@ -474,3 +474,26 @@ async def test_a_handler_that_ends_the_transaction_below_the_session_is_refused(
             await guard.apply(one, end_it)
 
     assert (await effects(engine), await marks(engine)) == (0, 0)
+
+
+async def test_a_database_that_is_away_is_no_attempt() -> None:
+    """I2: the message is tried again later, uncounted, for the handler never began"""
+    away = "postgresql://nobody@127.0.0.1:1/nowhere"
+    began: list[object] = []
+
+    async def effect(session: object) -> None:
+        began.append(session)
+
+    async with open_engine(away) as engine:
+        with open_sync_engine(away) as sync_engine:
+            guard = TransactionGuard(engine, sync_engine)
+            with pytest.raises(EffectBusy, match="cannot be reached"):
+                await guard.apply(identity(), effect)
+            with pytest.raises(EffectBusy, match="cannot be reached"):
+                await guard.apply_in_thread(identity(), began.append)
+        leases = LeaseGuard(SqlLeaseStore(engine), lease=timedelta(seconds=1))
+        async with leases:
+            with pytest.raises(EffectBusy, match="cannot be reached"):
+                await leases.apply(identity(), effect)
+
+    assert began == []

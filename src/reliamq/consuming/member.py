@@ -82,7 +82,10 @@ class GroupMember:
                 tasks.start_soon(self._settler.run)
                 tasks.start_soon(self._renew_for_ever)
                 await self._consume(stop)
-                await self._settler.flush()
+                with anyio.move_on_after(self._limits.stop.total_seconds()) as patience:
+                    await self._settler.flush()
+                if patience.cancelled_caught:
+                    logger.error("%s: the broker took no settlements in time; they come again", self._label)
                 tasks.cancel_scope.cancel()
 
     async def _consume(self, stop: anyio.Event) -> None:

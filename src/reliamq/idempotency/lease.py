@@ -15,12 +15,16 @@ from typing import Any, Self
 
 import anyio
 import anyio.to_thread
+from sqlalchemy.exc import SQLAlchemyError
 
 from reliamq.spi import EffectBusy, FencingToken, IdempotencyStore, LeaseGrant, LeaseLost, LeaseState, ProcessedId
 
 __all__ = ["LeaseGuard", "RepeatableGuard"]
 
 logger = logging.getLogger("reliamq.idempotency")
+
+
+OUTAGE_PAUSE = timedelta(seconds=2)
 
 
 class _Running:
@@ -66,7 +70,10 @@ class LeaseGuard:
 
     async def _apply(self, identity: ProcessedId, effect: Callable[[Any], Awaitable[None]], *, stops: bool) -> bool:
         """stops: a cancelled effect is over; a thread is not, and keeps its lease until that runs out."""
-        grant = await self._store.acquire(identity, lease=self._lease)
+        try:
+            grant = await self._store.acquire(identity, lease=self._lease)
+        except (SQLAlchemyError, OSError) as error:  # the store is away; nothing has started, so it is no attempt
+            raise EffectBusy(OUTAGE_PAUSE, f"the lease store cannot be reached ({type(error).__name__})") from error
         if isinstance(grant, LeaseState):
             if grant.done:
                 return False

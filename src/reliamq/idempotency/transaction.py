@@ -14,14 +14,14 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from sqlalchemy import Connection, Engine, Insert, delete, event, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from reliamq.database import now_seconds
 from reliamq.idempotency.tables import processed
 from reliamq.idempotency.versions import ATTEMPTS, is_conflict, pause_seconds, retry_on_conflict
-from reliamq.spi import ConfigurationError, ProcessedId, TransactionRequired
+from reliamq.spi import ConfigurationError, EffectBusy, ProcessedId, TransactionRequired
 
 __all__ = ["TransactionGuard"]
 
@@ -57,6 +57,7 @@ class TransactionGuard:
             raise ConfigurationError("an async def handler needs an async engine")
         async with AsyncSession(self._engine, expire_on_commit=False) as session:
             # Leaving the block without commit rolls back, on a cancellation too.
+            await session.run_sync(_connect)
             if not await self._marked(session, identity):
                 return False
             fence = await session.run_sync(_CommitFence)
@@ -95,6 +96,7 @@ class TransactionGuard:
         if self._sync_engine is None:
             raise ConfigurationError("a plain def handler needs a synchronous engine")
         with Session(self._sync_engine, expire_on_commit=False) as session:
+            _connect(session)
             try:
                 session.execute(self._mark(identity))
             except IntegrityError:
@@ -128,6 +130,21 @@ class TransactionGuard:
                     delete(processed).where(key[0] == group, key[1] == handler, key[2] == message_id)
                 )
         return len(rows)
+
+
+OUTAGE_PAUSE = timedelta(seconds=2)
+
+
+def _connect(session: Session) -> None:
+    """Begin.  A database that cannot be reached is an outage and no attempt: ten minutes of it would otherwise turn
+    everything into dead letters.
+    """
+    try:
+        session.connection()
+    except (DBAPIError, OSError) as error:
+        if is_conflict(error):
+            raise
+        raise EffectBusy(OUTAGE_PAUSE, f"the database cannot be reached ({type(error).__name__})") from error
 
 
 ENDS_A_TRANSACTION = {"COMMIT", "END", "ROLLBACK", "ABORT", "BEGIN", "START"}

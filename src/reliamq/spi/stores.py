@@ -125,11 +125,14 @@ class FencingToken:
 
 
 class EffectBusy(Exception):
-    """Somebody else holds the message's lease right now.  A signal, not an error: try again after ``retry_after``."""
+    """The effect cannot start right now: somebody else holds its lease, or the store is away.
 
-    def __init__(self, retry_after: timedelta) -> None:
+    A signal, not an error: try again after ``retry_after``; no attempt is counted, because nobody failed.
+    """
+
+    def __init__(self, retry_after: timedelta, why: str = "in progress elsewhere") -> None:
         self.retry_after = retry_after
-        super().__init__(f"in progress elsewhere; try again after {retry_after.total_seconds():.1f} s")
+        super().__init__(f"{why}; try again after {retry_after.total_seconds():.1f} s")
 
 
 class EffectGuard(Protocol):
