@@ -165,6 +165,22 @@ async def test_a_message_that_waits_for_its_retry_is_kept_while_its_neighbours_g
         assert texts(await receive(member)) == ["waiting"]
 
 
+async def test_what_is_kept_when_a_new_group_comes_is_kept_until_that_group_has_finished_it(
+    backend: EmbeddedBackend, clock: Clock
+) -> None:
+    await declare(backend, topic("orders", "g", retention=timedelta(hours=1)), WORK)
+    known = message("known")
+    async with backend.publisher() as publisher, backend.subscription("orders", "g", lease=LEASE) as member:
+        await publish(publisher, known)
+        await finish_all(member)
+        await swept(backend)
+        await declare(backend, topic("orders", "late", retention=timedelta(hours=1)))
+        clock.advance(7_200)
+        await swept(backend)
+        async with backend.subscription("orders", "late", lease=LEASE) as late:
+            assert texts(await receive(late)) == ["known"]
+
+
 async def test_a_message_that_nobody_has_looked_at_is_never_removed(backend: EmbeddedBackend, clock: Clock) -> None:
     await declare(backend, topic(retention=timedelta()), WORK)
     known = message("known")

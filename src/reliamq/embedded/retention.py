@@ -8,12 +8,14 @@ sweep is the worker's business.
 from __future__ import annotations
 
 import sqlite3
+import time
 
 from reliamq.embedded.schema import TOPIC_SHIFT
 
 __all__ = ["Sweeper"]
 
 PIECE = 2_000  # messages looked at in one transaction: some ten milliseconds
+AGAIN_LEAST, AGAIN_FOR_EACH = 1.0, 0.000_1  # seconds until the messages passed over are looked at again
 MARKS = 64  # notes kept within one retention
 
 READ_TOPICS = """
@@ -41,22 +43,26 @@ AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.seq = message.seq AND d.positio
 
 
 class Sweeper:
-    """Remembers, for each topic, how far this process has swept since it last began at the start."""
+    """Remembers, for each topic, how far this process has swept since it last began at the start.
+
+    What is passed over because a group has not finished it is looked at again, the later the more there is of it.
+    """
 
     def __init__(self) -> None:
         self._swept: dict[int, int] = {}
+        self._passed_over = 0
+        self._again_at = 0.0
 
     def has_work(self, connection: sqlite3.Connection, now: float) -> bool:
-        """Whether a sweep would write; a few index look-ups for each topic."""
+        """Whether a sweep would do anything; a few index look-ups for each topic."""
+        if self._passed_over and time.monotonic() >= self._again_at:
+            self._swept.clear()
+            self._passed_over = 0
         return any(
             (floor > marked and _mark_is_due(retention, marked_at, now))
             or min(expired, floor) > self._swept.get(topic, 0)
             for topic, retention, floor, marked_at, marked, expired in _topics(connection, now)
         )
-
-    def begin_again(self) -> None:
-        """Look again, from the start, at what was passed over because a group had not finished it."""
-        self._swept.clear()
 
     def sweep(self, connection: sqlite3.Connection, now: float) -> bool:
         """Do one piece of work for each topic; True when there is more."""
@@ -77,9 +83,14 @@ class Sweeper:
         piece = {"topic": topic, "after": after, "limit": limit, "piece": PIECE}
         count, end = connection.execute(END_OF_PIECE, piece).fetchone()
         if count:
-            connection.execute(REMOVE, {"topic": topic, "after": after, "end": end})
+            removed = connection.execute(REMOVE, {"topic": topic, "after": after, "end": end}).rowcount
+            self._pass_over(count - removed)
         self._swept[topic] = end if count == PIECE else limit
         return bool(count == PIECE)
+
+    def _pass_over(self, messages: int) -> None:
+        self._passed_over += messages
+        self._again_at = time.monotonic() + AGAIN_LEAST + self._passed_over * AGAIN_FOR_EACH
 
 
 def _topics(connection: sqlite3.Connection, now: float) -> list[tuple[int, float, int, float, int, int]]:

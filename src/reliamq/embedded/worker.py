@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _QUICK, _CALM, _IDLE = 0.01, 0.025, 0.05  # seconds between two looks for what other processes wrote
 _CALM_AFTER, _IDLE_AFTER = 0.5, 3.0  # seconds without any
-_SWEEP, _SWEEP_IDLE, _SWEEP_ALL = 0.25, 30.0, 60.0  # seconds between two sweeps: after writing, idle, from the start
+_SWEEP, _SWEEP_IDLE = 0.25, 5.0  # seconds between two sweeps: after writing, and idle
 
 
 class Job(Generic[T]):
@@ -91,7 +91,6 @@ class Worker:
         self._last_job: Job[Any] | None = None
         self._sweeper = Sweeper()
         self._sweep_at = self._news_at + _SWEEP
-        self._sweep_all_at = self._news_at + _SWEEP_ALL
         self._wrote = False
         threading.Thread(target=self._work, name=f"reliamq {self._name}", daemon=True).start()
 
@@ -282,9 +281,6 @@ class Worker:
         if now < self._sweep_at:
             return
         more = False
-        if now >= self._sweep_all_at:
-            self._sweep_all_at = now + _SWEEP_ALL
-            self._sweeper.begin_again()
         if self._connection is not None:
             try:
                 more = self._sweep(self._connection)
