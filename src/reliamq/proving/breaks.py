@@ -6,6 +6,7 @@ is due to that one rule.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -31,6 +32,8 @@ from reliamq.spi import (
 )
 
 __all__ = ["ForgetfulOutbox", "WatchedBackend"]
+
+LINGER_SECONDS = 0.3
 
 
 class WatchedBackend:
@@ -97,16 +100,23 @@ class _WatchedSubscription:
 
 
 class ForgetfulOutbox:
-    """The broken rule *forget-confirm*: rows leave the table when they are claimed, before anything was sent."""
+    """The broken rule *forget-confirm*: rows leave the table when claimed and gather in memory."""
 
     def __init__(self, store: OutboxStore) -> None:
         self._store = store
+        self._unsent: list[OutboxRow] = []
+        self._send_at = 0.0
 
     async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
-        """Claim and delete at once."""
+        """Claim and delete at once; what is in memory when the process dies is lost."""
         rows = await self._store.claim(relay, limit=limit, lease=lease)
         if rows:
             await self._store.settle(relay, confirmed=rows, rejected=[])
+            self._send_at = self._send_at if self._unsent else time.monotonic() + LINGER_SECONDS
+            self._unsent += rows
+        if time.monotonic() < self._send_at:
+            return []
+        rows, self._unsent = self._unsent, []
         return rows
 
     async def settle(

@@ -7,11 +7,12 @@ dies, they die.
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import anyio
@@ -43,12 +44,11 @@ from reliamq.topics import Topic, new_message_id
 __all__ = ["run_role"]
 
 UNSENT_AT_MOST = 10
-PR_SET_PDEATHSIG = 1
 
 
 def run_role(role: str, index: int, plan_json: str, log: str) -> None:
     """The entry point of a process.  log: the file for what it has to say."""
-    _die_with_parent()
+    _die_with_prover()
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is the prover's business
     stream = open(log, "a", buffering=1)  # noqa: SIM115  # for the life of the process
     sys.stdout = sys.stderr = stream
@@ -60,9 +60,16 @@ def run_role(role: str, index: int, plan_json: str, log: str) -> None:
     anyio.run(_main, role, index, plan, ledger)
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_prover() -> None:
+    """The fork server lives as long as we do, so its death tells nothing: watch the prover itself."""
+    prover = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if prover is not None:
+            prover.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="prover watch", daemon=True).start()
 
 
 async def _main(role: str, index: int, plan: Plan, ledger: Ledger) -> None:
