@@ -6,6 +6,7 @@ names the file, the fault and the remedy, with the file untouched.  Who may writ
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def _prepare(connection: sqlite3.Connection, location: Location, path: str) -> N
     connection.execute("PRAGMA temp_store = MEMORY")
     if new:
         _create(connection)
+        if location.path is not None:
+            _sync_folder(os.path.dirname(location.path))
     for table in _SCRATCH_TABLES:
         connection.execute(f"CREATE TEMP TABLE {table}")
     if location.settings.max_bytes is not None:
@@ -116,6 +119,17 @@ def _make_durable(connection: sqlite3.Connection, url: str, path: str) -> None:
             f"{path}: SQLite keeps journal_mode={mode}, synchronous={synchronous} instead of wal, 2; "
             "the file system does not support it, put the file on a local disk",
         )
+
+
+def _sync_folder(folder: str) -> None:
+    """Put the new file's name on the disk too: fsync of a file alone does not promise that."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such thing, and writes names through
+        return
+    descriptor = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _limit_pages(connection: sqlite3.Connection, limit: int) -> None:

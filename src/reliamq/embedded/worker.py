@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import queue
 import sqlite3
 import threading
@@ -18,12 +17,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from reliamq.embedded.errors import StoreFailure, failure_of
-from reliamq.embedded.opening import connect
+from reliamq.embedded.errors import StoreFailure
+from reliamq.embedded.file import BrokerFile
 from reliamq.embedded.retention import Sweeper
 from reliamq.embedded.settings import Location
-from reliamq.embedded.writelock import WriteLock
-from reliamq.spi import RejectionReason
 
 __all__ = ["Job", "Watch", "Worker"]
 
@@ -66,33 +63,20 @@ class Watch:
         self.topic, self.loop, self.event = topic, asyncio.get_running_loop(), asyncio.Event()
 
 
-class _GroupFailed(Exception):
-    """What happened concerns a whole group of jobs, so running each of them alone would not help."""
-
-    def __init__(self, failure: StoreFailure, *, reopen: bool) -> None:
-        super().__init__(failure.detail)
-        self.failure, self.reopen = failure, reopen
-
-
 class Worker:
     """One thread, one connection.  ``submit``, ``withdraw``, ``watch`` and ``stop`` may be called from any thread."""
 
     def __init__(self, location: Location, clock: Callable[[], float]) -> None:
-        self._location, self._clock = location, clock
-        self._name = location.path or location.url
+        self._file, self._clock = BrokerFile(location), clock
         self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._mutex = threading.Lock()  # guards started/withdrawn of jobs, and the watches
         self._watches: set[Watch] = set()
-        self._lock = WriteLock(location.path)
-        self._connection: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
-        self._seen_version = 0
         self._looked_at = self._news_at = time.monotonic()
         self._last_job: Job[Any] | None = None
         self._sweeper = Sweeper()
         self._sweep_at = self._news_at + _SWEEP
         self._wrote = False
-        threading.Thread(target=self._work, name=f"reliamq {self._name}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"reliamq {self._file.name}", daemon=True).start()
 
     # --- from any thread -------------------------------------------------------------------------------------------
 
@@ -126,7 +110,7 @@ class Worker:
     def _work(self) -> None:
         while self._turn():
             pass
-        self._close()
+        self._file.close()
         if self._last_job is not None:
             self._answer([self._last_job], frozenset())
 
@@ -163,9 +147,9 @@ class Worker:
 
     def _read(self, job: Job[Any]) -> None:
         try:
-            job.run(self._connection or self._open())
+            job.run(self._file.connection())
         except Exception as error:  # whatever it is, who waits for it is told
-            job.error = self._judged(error)
+            job.error = self._file.judged(error)
 
     def _write(self, jobs: Sequence[Job[Any]]) -> None:
         """Run a group; if one of it fails, run each on its own, so that only the one at fault fails."""
@@ -176,102 +160,19 @@ class Worker:
                     job.run(connection)
 
         try:
-            self._transaction(run_all)
+            self._file.transaction(run_all)
         except Exception as error:  # as above
-            if len(jobs) == 1 or isinstance(error, _GroupFailed | StoreFailure):
+            if len(jobs) == 1 or isinstance(error, StoreFailure):  # the file's own: alone it would go no better
                 for job in jobs:
-                    job.error = self._judged(error)
+                    job.error = self._file.judged(error)
             else:
                 for job in jobs:
                     self._write([job])
-
-    def _transaction(self, run: Callable[[sqlite3.Connection], None]) -> None:
-        """Raises _GroupFailed, what opening raises, and, with everything rolled back, what ``run`` raises."""
-        connection = self._connection or self._open()
-        try:
-            with self._lock.held():
-                self._begin(connection)
-                try:
-                    run(connection)
-                except BaseException:
-                    if connection.in_transaction:  # when the disk is full SQLite itself may have rolled back
-                        connection.execute("ROLLBACK")
-                    raise
-                self._commit(connection)
-        except _GroupFailed as error:
-            if error.reopen:
-                self._reopen_next_time()
-            raise
-
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise _GroupFailed(failure_of(error, self._name, committing=False), reopen=False) from error
-        if self._location.path is not None and _identity_of(self._location.path) != self._identity:
-            connection.execute("ROLLBACK")
-            raise _GroupFailed(
-                StoreFailure(
-                    RejectionReason.UNAVAILABLE,
-                    f"{self._name}: the file was deleted or replaced while it was in use, and would keep nothing; "
-                    "nothing was stored. Put it back, or declare the topics again in the new one.",
-                ),
-                reopen=True,
-            )
-
-    def _commit(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            with suppress(sqlite3.Error):  # the first failure is the one to tell
-                connection.execute("ROLLBACK")
-            # After a failed fsync the kernel may call the next one good: go on with what the disk really has
-            raise _GroupFailed(failure_of(error, self._name, committing=True), reopen=True) from error
 
     def _start(self, job: Job[Any]) -> bool:
         with self._mutex:
             job.started = not job.withdrawn
             return job.started
-
-    def _judged(self, error: Exception) -> Exception:
-        """A failure of the file in our words; anything else (a bad value, a fault of this program) as it is."""
-        if isinstance(error, _GroupFailed):
-            return error.failure
-        if isinstance(error, sqlite3.ProgrammingError | sqlite3.DataError):
-            return error
-        if isinstance(error, sqlite3.DatabaseError | OSError):
-            return failure_of(error, self._name, committing=False)
-        return error
-
-    # --- opening and closing ---------------------------------------------------------------------------------------
-
-    def _open(self) -> sqlite3.Connection:
-        with self._lock.held():  # two that switch a new file to WAL at once would lock each other out
-            connection = connect(self._location)
-        self._identity = None if self._location.path is None else _identity_of(self._location.path)
-        self._connection = connection
-        self._seen_version = self._data_version(connection)
-        return connection
-
-    def _reopen_next_time(self) -> None:
-        self._disconnect()
-        self._lock.close()  # it may be gone as well
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):  # what is wrong with it was told already
-                connection.close()
-
-    def _close(self) -> None:
-        try:
-            with self._lock.held():  # the last to close empties the WAL: not while others open
-                if self._connection is not None:
-                    self._connection.close()
-        except (sqlite3.Error, OSError, StoreFailure) as error:  # what was committed is safe in the WAL
-            logger.warning("%s: could not be closed properly: %s", self._name, error)
-        self._connection = None
-        self._lock.close()
 
     # --- housekeeping ----------------------------------------------------------------------------------------------
 
@@ -281,15 +182,16 @@ class Worker:
         if now < self._sweep_at:
             return
         more = False
-        if self._connection is not None:
+        if self._file.is_open:
             try:
-                more = self._sweep(self._connection)
+                more = self._sweep()
             except Exception as error:  # whatever it is, those who use the broker are not to suffer from it
-                logger.warning("%s: could not remove finished messages, will try again: %s", self._name, error)
+                logger.warning("%s: could not remove finished messages, will try again: %s", self._file.name, error)
+                self._sweeper = Sweeper()  # what it thinks it has removed was rolled back
         self._sweep_at = now if more else now + (_SWEEP if self._wrote else _SWEEP_IDLE)
         self._wrote = False
 
-    def _sweep(self, connection: sqlite3.Connection) -> bool:
+    def _sweep(self) -> bool:
         more = False
         now = self._clock()
 
@@ -297,8 +199,8 @@ class Worker:
             nonlocal more
             more = self._sweeper.sweep(connection, now)
 
-        if self._sweeper.has_work(connection, now):
-            self._transaction(run)
+        if self._sweeper.has_work(self._file.connection(), now):
+            self._file.transaction(run)
         return more
 
     # --- telling ---------------------------------------------------------------------------------------------------
@@ -320,32 +222,14 @@ class Worker:
     def _look_for_foreign_news(self) -> None:
         """Ask SQLite whether another process has written; cheap, and not a transaction."""
         now = time.monotonic()
-        if self._connection is None or self._location.path is None or now - self._looked_at < _QUICK:
+        if now - self._looked_at < _QUICK:
             return
         self._looked_at = now
-        try:
-            version = self._data_version(self._connection)
-        except sqlite3.Error:
-            version = -1  # whatever it is: those who watch will look, and meet it themselves
-        if version != self._seen_version:
-            self._seen_version, self._news_at = version, now
+        if self._file.was_changed():
+            self._news_at = now
             with self._mutex:
                 topics = frozenset(watch.topic for watch in self._watches)
             self._answer((), topics)
-
-    @staticmethod
-    def _data_version(connection: sqlite3.Connection) -> int:
-        (version,) = connection.execute("PRAGMA data_version").fetchone()
-        return int(version)
-
-
-def _identity_of(path: str) -> tuple[int, int] | None:
-    """Which file is at ``path``, so that a deleted one, which takes every write and keeps none, is noticed."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _tell(futures: Sequence[asyncio.Future[None]], events: Sequence[asyncio.Event]) -> None:

@@ -39,6 +39,7 @@ class WriteLock:
     def __init__(self, path: str | None) -> None:
         self._path = None if path is None or fcntl is None else f"{path}-lock"
         self._file = -1
+        self._doubtful = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -46,6 +47,8 @@ class WriteLock:
         if self._path is None:
             yield
             return
+        if self._doubtful:
+            self.close()
         if self._file < 0:
             self._file = _open(self._path)
         file = self._file
@@ -55,8 +58,12 @@ class WriteLock:
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
+    def doubt(self) -> None:
+        """Open it anew next time: the one that is open may have been deleted."""
+        self._doubtful = True
+
     def close(self) -> None:
         """Give the file back.  The file itself stays: another process may be about to lock it."""
         if self._file >= 0:
             os.close(self._file)
-            self._file = -1
+        self._file, self._doubtful = -1, False
