@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Double, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Double, Engine, MetaData, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -19,7 +19,15 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from reliamq.spi import ConfigurationError, MissingExtra
 
-__all__ = ["READING", "is_retriable", "now_seconds", "open_engine", "open_sync_engine", "wait_for_writers"]
+__all__ = [
+    "READING",
+    "create_missing_tables",
+    "is_retriable",
+    "now_seconds",
+    "open_engine",
+    "open_sync_engine",
+    "wait_for_writers",
+]
 
 BUSY_SECONDS = 60.0
 READING = "reliamq_reading"
@@ -114,6 +122,14 @@ def wait_for_writers(engine: Engine) -> None:
     def begin(connection: Any) -> None:
         reading = connection.get_execution_options().get(READING, False)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def create_missing_tables(connection: Connection, metadata: MetaData) -> None:
+    """Create the tables of ``metadata`` that are not there, in the connection's transaction."""
+    if connection.dialect.name == "postgresql":
+        # Several processes start at once; without it their CREATE TABLE IF NOT EXISTS can collide.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832001)")
+    metadata.create_all(connection)
 
 
 def is_retriable(error: BaseException) -> bool:

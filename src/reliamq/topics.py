@@ -27,11 +27,12 @@ from reliamq.spi import (
 )
 from reliamq.spi.messages import NO_HEADERS
 
-__all__ = ["DEFAULT_DEADLINE", "Topic", "new_message_id", "type_name"]
+__all__ = ["DEFAULT_DEADLINE", "DEFAULT_MAX_MESSAGE_BYTES", "DEFAULT_RETENTION", "Topic", "new_message_id", "type_name"]
 
 M = TypeVar("M", bound=BaseModel)
 DEFAULT_DEADLINE = timedelta(seconds=30)
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_576
+DEFAULT_RETENTION = timedelta(days=7)
 
 
 def new_message_id() -> str:
@@ -78,7 +79,7 @@ class Topic(Generic[M]):
         key: Callable[[M], str | bytes | None] | None = None,
         groups: Sequence[str | GroupSpec] = (),
         durability: Durability | None = None,
-        retention: timedelta = timedelta(days=7),
+        retention: timedelta = DEFAULT_RETENTION,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         source: str = "reliamq",
     ) -> None:

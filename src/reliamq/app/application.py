@@ -39,7 +39,7 @@ from reliamq.spi import (
     Severity,
     TopicSpec,
 )
-from reliamq.topics import DEFAULT_DEADLINE, Topic
+from reliamq.topics import DEFAULT_DEADLINE, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_RETENTION, Topic
 
 __all__ = ["Reliamq"]
 
@@ -97,8 +97,8 @@ class Reliamq:
         key: Callable[[M], str | bytes | None] | None = None,
         groups: Sequence[str | GroupSpec] = (),
         durability: Durability | None = None,
-        retention: timedelta = timedelta(days=7),
-        max_message_bytes: int = 1_048_576,
+        retention: timedelta = DEFAULT_RETENTION,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> Topic[M]:
         """Make a topic of this application; parameters as :class:`reliamq.topics.Topic` has them."""
         topic = Topic(
@@ -143,8 +143,7 @@ class Reliamq:
         retry: what follows a failure (C6).  name: identity for processed ids; the function's own name otherwise.
         Raises HandlerSignatureError, DuplicateHandler, ConfigurationError.
         """
-        if self.topics.get(topic.name) is not topic:
-            self.include(topic)
+        self.include(topic)
         return self._registry.handler(
             topic,
             group=group,
@@ -218,18 +217,19 @@ class Reliamq:
             try:
                 yield publisher
             finally:
-                with anyio.CancelScope(
-                    shield=True
-                ):  # bounded by the deadline; a cancelled run still says what is in doubt
+                # Shielded, because a cancelled run too says what is in doubt; bounded by the deadline.
+                with anyio.CancelScope(shield=True):
                     unconfirmed = await publisher.drain(limits.close_deadline)
                 if unconfirmed:
                     logger.error("closed with %d unconfirmed: %s", len(unconfirmed), ", ".join(unconfirmed))
                 tasks.cancel_scope.cancel()
 
     async def _check_shelter(self) -> None:
-        findings = [*await self.declare(), *await self.audit()]
-        losing = [one for one in dict.fromkeys(findings) if one.severity is Severity.LOSES]
-        for finding in dict.fromkeys(findings):
+        specs = self.specs()
+        async with self.backend.storage() as storage:
+            findings = dict.fromkeys([*await storage.declare(specs), *await storage.audit(specs)])
+        losing = [one for one in findings if one.severity is Severity.LOSES]
+        for finding in findings:
             if finding.severity is not Severity.LOSES:
                 logger.warning("%s: %s", finding.severity, finding)
         if losing and self.required_durability > Durability.DEVELOPMENT:

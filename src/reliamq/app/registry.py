@@ -62,7 +62,6 @@ class Registry:
         name: str | None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """The decorator behind :meth:`reliamq.Reliamq.handler`."""
-        self.include(topic)
 
         def register(function: Callable[P, R]) -> Callable[P, R]:
             handler = Handler.read(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import anyio
-from anyio.abc import TaskGroup
 
 from reliamq.consuming.lanes import Lane, Lanes
 from reliamq.consuming.pipeline import Pipeline
@@ -105,13 +104,13 @@ class GroupMember:
 
     async def _receive_until(self, stop: anyio.Event) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._receive_for_ever, tasks)
+            tasks.start_soon(self._receive_for_ever)
             await stop.wait()
             self._stopping = True
             # Cancelled in the middle of a receive: what was taken is given back when the subscription closes.
             tasks.cancel_scope.cancel()
 
-    async def _receive_for_ever(self, _tasks: TaskGroup) -> None:
+    async def _receive_for_ever(self) -> None:
         while True:
             room = self._limits.prefetch - len(self._held)
             room_bytes = self._limits.prefetch_bytes - self._held_bytes

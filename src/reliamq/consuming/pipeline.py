@@ -66,8 +66,7 @@ class Pipeline:
 
     def verdict_on_crashes(self, delivery: Delivery) -> Conclusion | None:
         """A conclusion without another start, for a message that killed its process too often (C4)."""
-        station = self._stations.get(delivery.message.type)
-        policy, name = (station.handler.retry, station.handler.name) if station else (UNHANDLED, "")
+        policy, name = self._policy_of(delivery)
         return after_crashes(delivery, policy, handler=name)
 
     async def conclude(self, delivery: Delivery) -> Conclusion:
@@ -94,8 +93,7 @@ class Pipeline:
 
     def failed(self, delivery: Delivery, error: Exception) -> Conclusion:
         """What follows when an attempt ended with ``error``."""
-        station = self._stations.get(delivery.message.type)
-        policy, name = (station.handler.retry, station.handler.name) if station else (UNHANDLED, "")
+        policy, name = self._policy_of(delivery)
         conclusion = after_failure(delivery, error, policy, handler=name)
         logger.warning(
             "message %s, group %s, attempt %d: %s: %s; next: %s",
@@ -108,6 +106,11 @@ class Pipeline:
             exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
         )
         return conclusion
+
+    def _policy_of(self, delivery: Delivery) -> tuple[Backoff, str]:
+        """The retry policy that counts, and the name of the handler; of no handler, the defaults."""
+        station = self._stations.get(delivery.message.type)
+        return (station.handler.retry, station.handler.name) if station else (UNHANDLED, "")
 
     async def _run(self, station: _Station, model: BaseModel, delivery: Delivery) -> None:
         handler, function = station.handler, station.handler.function

@@ -21,6 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from reliamq.database import create_missing_tables
+
 __all__ = ["create_tables", "create_tables_async", "lease", "lock", "metadata", "processed"]
 
 metadata = MetaData()
@@ -80,7 +82,4 @@ async def create_tables_async(engine: AsyncEngine) -> None:
 
 
 def _create(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":
-        # Several processes start at once; without it their CREATE TABLE IF NOT EXISTS can collide.
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832001)")
-    metadata.create_all(connection)
+    create_missing_tables(connection, metadata)

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from reliamq.database import now_seconds
+from reliamq.database import create_missing_tables, now_seconds
 from reliamq.spi import Message
 
 __all__ = ["BUCKETS", "OutboxLease", "OutboxMessage", "bucket_of", "create_tables", "create_tables_async", "metadata"]
@@ -121,10 +121,7 @@ async def create_tables_async(engine: AsyncEngine) -> None:
 
 
 def _create(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":
-        # Several processes start at once; without it their CREATE TABLE IF NOT EXISTS can collide.
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832001)")
-    metadata.create_all(connection)
+    create_missing_tables(connection, metadata)
     there = set(connection.scalars(select(OutboxLease.bucket)))
     missing = [{"bucket": bucket, "until": 0.0} for bucket in range(BUCKETS) if bucket not in there]
     if missing:
