@@ -61,7 +61,7 @@ class GroupMember:
         self._lanes = Lanes(concurrency)
         self._held: dict[int, Delivery] = {}
         self._held_bytes = 0
-        self._running: dict[int, anyio.CancelScope] = {}
+        self._running: dict[int, asyncio.Timeout] = {}
         self._lost: set[int] = set()
         self._wakers: dict[int, asyncio.Event] = {id(lane): asyncio.Event() for lane in self._lanes.lanes}
         self._room = anyio.Event()
@@ -74,6 +74,7 @@ class GroupMember:
 
         Cancelled: handlers are cancelled; what is unsettled comes back to others when the subscription closes.
         """
+        self._clock = asyncio.get_running_loop().time
         async with self._opening as subscription:
             self._subscription = subscription
             self._settler = Settler(subscription, self._dead_letters, settled=self._after_settling)
@@ -157,12 +158,16 @@ class GroupMember:
             await waker.wait()
 
     async def _attempt(self, lane: Lane, delivery: Delivery) -> None:
-        scope = anyio.CancelScope()
-        self._running[id(delivery)] = scope
+        limit = self._running[id(delivery)] = asyncio.timeout(None)
         conclusion: Conclusion | None = None
         try:
-            with scope:
-                conclusion = await self._start(delivery, scope)
+            async with limit:
+                conclusion = await self._start(delivery, limit)
+        except TimeoutError:
+            if not limit.expired():  # not ours; what a handler raises is a conclusion by now
+                raise
+            if id(delivery) not in self._lost:
+                conclusion = self._pipeline.timed_out(delivery)
         except asyncio.CancelledError:
             # Stopped from outside in the middle of it: rolled back, given to others at once, not an attempt (C8).
             self._settler.add(Release(delivery))
@@ -171,8 +176,6 @@ class GroupMember:
             del self._running[id(delivery)]
             if self._stopping:
                 self._room.set()
-        if scope.cancelled_caught and id(delivery) not in self._lost:
-            conclusion = self._pipeline.timed_out(delivery)
         if conclusion is None:  # somebody else has it: nothing to settle
             self._forget(delivery)
             return
@@ -180,19 +183,19 @@ class GroupMember:
             lane.hold(delivery.message.key)
         self._settler.add(conclusion)
 
-    async def _start(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion | None:
+    async def _start(self, delivery: Delivery, limit: asyncio.Timeout) -> Conclusion | None:
         """Run one attempt; None when the delivery is somebody else's by now."""
         if not delivery.redelivered:
-            return await self._within_timeout(delivery, scope)
+            return await self._within_timeout(delivery, limit)
         verdict = self._pipeline.verdict_on_crashes(delivery)
         if verdict is not None:
             return verdict
         if not delivery.crashes:
-            return await self._start_recorded(delivery, scope)
+            return await self._start_recorded(delivery, limit)
         async with self._solo:
-            return await self._start_recorded(delivery, scope)
+            return await self._start_recorded(delivery, limit)
 
-    async def _start_recorded(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion | None:
+    async def _start_recorded(self, delivery: Delivery, limit: asyncio.Timeout) -> Conclusion | None:
         while True:
             try:
                 owned = await self._subscription.begin([delivery])
@@ -200,17 +203,19 @@ class GroupMember:
                 logger.warning("%s: a start cannot be recorded, waiting: %s", self._label, error)
                 await anyio.sleep(UNAVAILABLE_PAUSE_SECONDS)
                 continue
-            return await self._within_timeout(delivery, scope) if owned else None
+            if not owned or id(delivery) in self._lost:
+                return None
+            return await self._within_timeout(delivery, limit)
 
-    async def _within_timeout(self, delivery: Delivery, scope: anyio.CancelScope) -> Conclusion:
+    async def _within_timeout(self, delivery: Delivery, limit: asyncio.Timeout) -> Conclusion:
         seconds = self._pipeline.timeout(delivery)
         if seconds is not None:
-            scope.deadline = anyio.current_time() + seconds
+            limit.reschedule(self._clock() + seconds)
         try:
             return await self._pipeline.conclude(delivery)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if scope.cancel_called or (task is not None and task.cancelling()):
+            if limit.expired() or (task is not None and task.cancelling()):
                 raise
             # Looks like a cancellation and nobody cancelled: the handler's client did (a lost connection, say).
             return self._pipeline.failed(delivery, RuntimeError(f"the handler raised {error!r} by itself"))
@@ -235,9 +240,9 @@ class GroupMember:
         for delivery in lost:
             logger.warning("%s: the lease of message %s was lost", self._label, delivery.message.id)
             self._lost.add(id(delivery))
-            scope = self._running.get(id(delivery))
-            if scope is not None:
-                scope.cancel()
+            limit = self._running.get(id(delivery))
+            if limit is not None and not limit.expired():
+                limit.reschedule(0)  # stop it now
 
     def _release_unstarted(self) -> None:
         for delivery in self._lanes.clear():

@@ -30,11 +30,11 @@ UNHANDLED = Backoff()
 class _Station:
     """One handler, ready to run."""
 
-    __slots__ = ("arguments", "guard", "handler", "seconds")
+    __slots__ = ("arguments", "guard", "handler", "is_async", "seconds")
 
     def __init__(self, handler: Handler, guard: EffectGuard, arguments: Arguments) -> None:
         self.handler, self.guard, self.arguments = handler, guard, arguments
-        self.seconds = handler.timeout.total_seconds()
+        self.seconds, self.is_async = handler.timeout.total_seconds(), handler.is_async
 
 
 class Pipeline:
@@ -115,7 +115,7 @@ class Pipeline:
     async def _run(self, station: _Station, model: BaseModel, delivery: Delivery) -> None:
         handler, function = station.handler, station.handler.function
         identity = ProcessedId(self._group, handler.name, delivery.message.id)
-        if handler.is_async:
+        if station.is_async:
 
             async def effect(resource: Any) -> None:
                 await function(**station.arguments(model, delivery, resource))

@@ -6,6 +6,7 @@ A lease keeps others away while an effect is produced, and its fencing token let
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -30,12 +31,11 @@ OUTAGE_PAUSE = timedelta(seconds=2)
 class _Running:
     """An effect in progress under a grant."""
 
-    __slots__ = ("grant", "lost", "scope", "since")
+    __slots__ = ("grant", "limit", "since")
 
     def __init__(self, grant: LeaseGrant, since: float) -> None:
         self.grant, self.since = grant, since
-        self.scope = anyio.CancelScope()
-        self.lost = False
+        self.limit = asyncio.timeout(None)  # none until the lease is lost
 
 
 class LeaseGuard:
@@ -79,10 +79,10 @@ class LeaseGuard:
                 return False
             raise EffectBusy(timedelta(seconds=grant.busy_seconds))
         running = _Running(grant, anyio.current_time())
-        self._running[id(running)] = running
         try:
-            with running.scope:
-                await effect(_token(grant))
+            await self._run(running, effect)
+        except LeaseLost:
+            raise
         except Exception:
             await self._abandon(grant)
             raise
@@ -91,11 +91,22 @@ class LeaseGuard:
                 with anyio.CancelScope(shield=True):
                     await self._abandon(grant)
             raise
+        if not await self._store.complete(grant, result=None, keep=self._keep):
+            raise _lost(identity)
+        return True
+
+    async def _run(self, running: _Running, effect: Callable[[Any], Awaitable[None]]) -> None:
+        """Run under the renewed lease; LeaseLost when it could not be kept."""
+        self._running[id(running)] = running
+        try:
+            async with running.limit:
+                await effect(_token(running.grant))
+        except TimeoutError as error:
+            if running.limit.expired():
+                raise _lost(running.grant.identity) from error
+            raise
         finally:
             del self._running[id(running)]
-        if running.lost or not await self._store.complete(grant, result=None, keep=self._keep):
-            raise LeaseLost(identity.group, identity.message_id, "its effect took longer than the lease could be kept")
-        return True
 
     async def apply_in_thread(self, identity: ProcessedId, effect: Callable[[Any], None]) -> bool:
         """See :meth:`reliamq.spi.EffectGuard.apply_in_thread`."""
@@ -125,9 +136,8 @@ class LeaseGuard:
         except Exception as error:  # the store is away: the lease may yet hold; completing will tell
             logger.warning("a lease cannot be renewed, trying again: %s", error)
             return
-        if not kept and id(running) in self._running:
-            running.lost = True
-            running.scope.cancel()
+        if not kept and id(running) in self._running and not running.limit.expired():
+            running.limit.reschedule(0)  # stop it now
 
 
 class RepeatableGuard:
@@ -152,3 +162,7 @@ class RepeatableGuard:
 def _token(grant: LeaseGrant) -> FencingToken:
     one = grant.identity
     return FencingToken(f"{one.group}/{one.handler}/{one.message_id}", grant.token)
+
+
+def _lost(identity: ProcessedId) -> LeaseLost:
+    return LeaseLost(identity.group, identity.message_id, "its effect took longer than the lease could be kept")

@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 
+import anyio
+
 from reliamq.proving.ledger import Ledger
+from reliamq.proving.plan import Rule
 from reliamq.spi import (
     Ack,
     Backend,
@@ -37,10 +40,15 @@ LINGER_SECONDS = 0.3
 
 
 class WatchedBackend:
-    """A backend whose confirmations and deliveries go to the ledger.  ack_first: the broken rule of that name."""
+    """A backend whose confirmations and deliveries go to the ledger.
 
-    def __init__(self, backend: Backend, ledger: Ledger, *, ack_first: bool = False) -> None:
-        self._backend, self._ledger, self._ack_first = backend, ledger, ack_first
+    broken: *ack-first* acknowledges what was received at once.  *no-idempotency* takes its time to acknowledge, as a
+    busy broker may: nothing that reliamq promises rests on its haste.
+    """
+
+    def __init__(self, backend: Backend, ledger: Ledger, broken: Rule | None) -> None:
+        self._backend, self._ledger = backend, ledger
+        self._watched = _WatchedSubscription if broken is None else _SUBSCRIPTIONS.get(broken, _WatchedSubscription)
         self.name, self.url, self.capabilities = backend.name, backend.url, backend.capabilities
 
     def storage(self) -> AbstractAsyncContextManager[Storage]:
@@ -61,7 +69,7 @@ class WatchedBackend:
     async def subscription(self, topic: str, group: str, *, lease: timedelta) -> AsyncIterator[Subscription]:
         """Watched, and perhaps broken."""
         async with self._backend.subscription(topic, group, lease=lease) as subscription:
-            yield _WatchedSubscription(subscription, self._ledger, ack_first=self._ack_first)
+            yield self._watched(subscription, self._ledger)
 
 
 class _WatchedPublisher:
@@ -77,26 +85,51 @@ class _WatchedPublisher:
 
 
 class _WatchedSubscription:
-    def __init__(self, subscription: Subscription, ledger: Ledger, *, ack_first: bool) -> None:
-        self._subscription, self._ledger, self._ack_first = subscription, ledger, ack_first
+    def __init__(self, subscription: Subscription, ledger: Ledger) -> None:
+        self._subscription, self._ledger = subscription, ledger
         self.lease_seconds = subscription.lease_seconds
 
     async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
         deliveries = await self._subscription.receive(limit, max_bytes=max_bytes, wait=wait)
         if deliveries:
             self._ledger.write("delivered", [one.message.id for one in deliveries])
-            if self._ack_first:
-                await self._subscription.settle([Ack(delivery) for delivery in deliveries])
         return deliveries
 
     async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        return deliveries if self._ack_first else await self._subscription.begin(deliveries)
+        return await self._subscription.begin(deliveries)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        return deliveries if self._ack_first else await self._subscription.extend(deliveries)
+        return await self._subscription.extend(deliveries)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-        return [] if self._ack_first else await self._subscription.settle(settlements)
+        return await self._subscription.settle(settlements)
+
+
+class _AcknowledgedFirst(_WatchedSubscription):
+    """The broken rule *ack-first*."""
+
+    async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
+        deliveries = await super().receive(limit, max_bytes=max_bytes, wait=wait)
+        await super().settle([Ack(delivery) for delivery in deliveries])
+        return deliveries
+
+    async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        return deliveries
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        return deliveries
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        return []
+
+
+class _AcknowledgedLate(_WatchedSubscription):
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        await anyio.sleep(LINGER_SECONDS)
+        return await super().settle(settlements)
+
+
+_SUBSCRIPTIONS = {Rule.ACK_FIRST: _AcknowledgedFirst, Rule.NO_IDEMPOTENCY: _AcknowledgedLate}
 
 
 class ForgetfulOutbox:

@@ -73,7 +73,7 @@ def _die_with_prover() -> None:
 
 
 async def _main(role: str, index: int, plan: Plan, ledger: Ledger) -> None:
-    backend = WatchedBackend(open_backend(plan.broker), ledger, ack_first=plan.broken is Rule.ACK_FIRST)
+    backend = WatchedBackend(open_backend(plan.broker), ledger, plan.broken)
     app, topic = make_app(plan, backend)
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
