@@ -158,7 +158,13 @@ def _with_driver(url: str, drivers: dict[str, str], unfit: set[str]) -> URL:
 
 def _create(make: Any, url: URL) -> Any:
     try:
-        return make(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+        if url.get_backend_name() != "sqlite":
+            return make(url, pool_pre_ping=True)
+        if url.database in (None, "", ":memory:"):
+            return make(url)
+        # One connection: SQLite lets one transaction write at a time anyway, and who waits in a pool is woken at
+        # once, while who waits in SQLite sleeps for up to a tenth of a second at a time.
+        return make(url, pool_size=1, max_overflow=0, pool_timeout=BUSY_SECONDS)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(url.get_backend_name(), "all")
         raise MissingExtra(url.get_backend_name(), error.name or "", f"pip install 'reliamq[{extra}]'") from error

@@ -83,7 +83,7 @@ async def _main(role: str, index: int, plan: Plan, ledger: Ledger) -> None:
         elif role == "relay":
             await _relay(app, plan, stop)
         else:
-            await _work(app, topic, plan, stop)
+            await _work(app, topic, index, plan, stop)
         tasks.cancel_scope.cancel()
 
 
@@ -160,20 +160,30 @@ async def _relay(app: Reliamq, plan: Plan, stop: anyio.Event) -> None:
         await app.run_relay(stop, store=ForgetfulOutbox(store))
 
 
-async def _work(app: Reliamq, topic: Topic[Order], plan: Plan, stop: anyio.Event) -> None:
+async def _work(app: Reliamq, topic: Topic[Order], index: int, plan: Plan, stop: anyio.Event) -> None:
+    """Both kinds of handler are proven: every other worker has a coroutine."""
     if plan.broken is Rule.NO_IDEMPOTENCY:
-        async with open_engine(plan.database) as engine:
-
-            @app.handler(topic, group=GROUP, effects="repeatable", concurrency=8, retry=RETRY)
-            async def apply_again(order: Order, delivery: Delivery) -> None:
-                async with AsyncSession(engine) as session, session.begin():
-                    await record_effect(session, order, delivery)
-
-            await app.run_worker(stop)
+        await _work_without_idempotency(app, topic, plan, stop)
         return
-
-    @app.handler(topic, group=GROUP, effects="transaction", concurrency=8, retry=RETRY)
-    async def apply_once(order: Order, session: AsyncSession, delivery: Delivery) -> None:
-        await record_effect(session, order, delivery)
-
+    handler = app.handler(topic, group=GROUP, effects="transaction", concurrency=8, retry=RETRY, name="apply")
+    handler(_apply_on_the_loop if index % 2 else _apply_in_a_thread)
     await app.run_worker(stop)
+
+
+def _apply_in_a_thread(order: Order, session: Session, delivery: Delivery) -> None:
+    record_effect(session, order, delivery)
+
+
+async def _apply_on_the_loop(order: Order, session: AsyncSession, delivery: Delivery) -> None:
+    await session.run_sync(record_effect, order, delivery)
+
+
+async def _work_without_idempotency(app: Reliamq, topic: Topic[Order], plan: Plan, stop: anyio.Event) -> None:
+    async with open_engine(plan.database) as engine:
+
+        @app.handler(topic, group=GROUP, effects="repeatable", concurrency=8, retry=RETRY)
+        async def apply_again(order: Order, delivery: Delivery) -> None:
+            async with AsyncSession(engine) as session, session.begin():
+                await session.run_sync(record_effect, order, delivery)
+
+        await app.run_worker(stop)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import BigInteger, Double, Integer, String, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from reliamq.app import Reliamq
@@ -127,16 +127,14 @@ def _numbered(plan: Plan) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
 # --- the worker's side ------------------------------------------------------------------------------------------------
 
 
-async def record_effect(session: AsyncSession, order: Order, delivery: Delivery) -> None:
+def record_effect(session: Session, order: Order, delivery: Delivery) -> None:
     """The effect: one row, and the account's balance."""
-    await session.execute(
+    session.execute(
         insert(Effect).values(
             message_id=delivery.message.id, account=order.account, number=order.number, amount=order.amount
         )
     )
-    await session.execute(
-        update(Account).where(Account.name == order.account).values(balance=Account.balance + order.amount)
-    )
+    session.execute(update(Account).where(Account.name == order.account).values(balance=Account.balance + order.amount))
 
 
 def make_app(plan: Plan, backend: Backend | None = None) -> tuple[Reliamq, Topic[Order]]:
