@@ -8,7 +8,7 @@ backend.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
@@ -31,11 +31,14 @@ OUR_DISTRIBUTION = "reliamq"
 
 @dataclass(frozen=True, slots=True)
 class InstalledBackend:
-    """One installed plugin.  fault: why it cannot be used, or None; then schemes and distribution are known."""
+    """One installed plugin.
+
+    schemes: the URL schemes that it serves, with what it can do.  fault: why it cannot be used, or None.
+    """
 
     name: str
     distribution: str
-    schemes: tuple[str, ...] = ()
+    schemes: Mapping[str, Capabilities] = field(default_factory=dict)
     fault: str | None = None
 
 
@@ -66,11 +69,6 @@ def installed_backends() -> Sequence[InstalledBackend]:
         else:
             found.append(InstalledBackend(point.name, _distribution(point), schemes))
     return found
-
-
-def capabilities_of(scheme: str) -> Capabilities:
-    """What the backend that serves ``scheme`` can do.  Raises as :func:`open_backend`."""
-    return open_backend(f"{scheme}://").capabilities
 
 
 def _plugin_for(scheme: str) -> tuple[EntryPoint, pluggy.PluginManager]:
@@ -118,12 +116,14 @@ def _load(point: EntryPoint) -> pluggy.PluginManager:
     return plugins
 
 
-def _schemes(name: str, plugins: pluggy.PluginManager) -> tuple[str, ...]:
+def _schemes(name: str, plugins: pluggy.PluginManager) -> Mapping[str, Capabilities]:
     try:
         (schemes,) = plugins.hook.reliamq_schemes()
-        return tuple(str(scheme) for scheme in schemes)
     except Exception as error:  # as above: the plugin's code, the plugin's name
         raise BrokenPlugin(name, f"reliamq_schemes failed: {type(error).__name__}: {error}") from error
+    if not isinstance(schemes, Mapping) or not all(isinstance(one, Capabilities) for one in schemes.values()):
+        raise BrokenPlugin(name, "reliamq_schemes gave no mapping of URL schemes to Capabilities")
+    return schemes
 
 
 def _distribution(point: EntryPoint) -> str:

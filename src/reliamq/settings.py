@@ -27,8 +27,9 @@ from reliamq.spi import ConfigurationError, Durability
 __all__ = ["PublisherSettings", "RelaySettings", "Settings", "WorkerSettings", "load_settings", "masked"]
 
 SETTINGS_FILE = Path("reliamq.toml")
-_PASSWORD = re.compile(r"(?P<user>://[^/?#:@]*):[^/?#]*@")
-_SECRET_PARAMETER = re.compile(r"(?P<name>[?&](?:password|secret|token|key)=)[^&#]*", re.IGNORECASE)
+# Rather too much than too little: a password with an unquoted slash or at sign is hidden as well.
+_PASSWORD = re.compile(r"(?P<user>://[^/?#:@]*):[^?#]*@")
+_SECRET_PARAMETER = re.compile(r"(?P<name>[?&][^=&#]*(?:password|secret|token|key)[^=&#]*=)[^&#]*", re.IGNORECASE)
 
 
 def masked(url: str) -> str:

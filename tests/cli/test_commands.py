@@ -114,6 +114,8 @@ def test_backends_lists_the_embedded_broker(run: Run) -> None:
 
     (embedded,) = [one for one in json.loads(done.stdout) if one["name"] == "embedded"]
     assert set(embedded["schemes"]) == {"embedded", "memory"}
+    assert embedded["schemes"]["embedded"]["durability"] == "fsynced"
+    assert embedded["schemes"]["memory"]["survives_restart"] is False
     assert embedded["fault"] is None
 
 

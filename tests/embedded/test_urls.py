@@ -25,9 +25,11 @@ async def test_the_plugin_is_found_by_its_entry_point_and_makes_backends_without
     plugins = pluggy.PluginManager("reliamq")
     plugins.add_hookspecs(BackendHooks)
     plugins.register(entry.load())
-    assert plugins.hook.reliamq_schemes() == [("embedded", "memory")]
+    (schemes,) = plugins.hook.reliamq_schemes()
+    assert set(schemes) == {"embedded", "memory"}
     backend = plugins.hook.reliamq_backend(url=f"embedded:///{tmp_path}/new.db", settings={})
     assert isinstance(backend, Backend)
+    assert backend.capabilities == schemes["embedded"]
     assert backend.capabilities.durability is Durability.FSYNCED
     assert list(tmp_path.iterdir()) == []
 

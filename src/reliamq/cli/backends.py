@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from reliamq.backends import InstalledBackend, capabilities_of, installed_backends
-from reliamq.spi import Durability, ReliamqError
+from reliamq.backends import InstalledBackend, installed_backends
 
 __all__ = ["backends"]
 
@@ -28,21 +27,16 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="Print one JSO
 
 
 def _describe(backend: InstalledBackend) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    schemes = {
+        scheme: asdict(capabilities) | {"durability": capabilities.durability.name.lower()}
+        for scheme, capabilities in backend.schemes.items()
+    }
+    return {
         "name": backend.name,
         "distribution": backend.distribution,
         "fault": backend.fault,
-        "schemes": {},
+        "schemes": schemes,
     }
-    for scheme in backend.schemes:
-        try:
-            capabilities = asdict(capabilities_of(scheme))
-        except ReliamqError:  # it needs a whole URL to tell; its plugin is sound
-            capabilities = {}
-        described["schemes"][scheme] = {
-            name: value.name.lower() if isinstance(value, Durability) else value for name, value in capabilities.items()
-        }
-    return described
 
 
 def _table(described: list[dict[str, Any]]) -> Table:

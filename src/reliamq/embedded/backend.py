@@ -20,7 +20,7 @@ from reliamq.embedded.storage import EmbeddedStorage
 from reliamq.embedded.subscription import EmbeddedSubscription, join
 from reliamq.spi import Capabilities, ConfigurationError, DeadLetters, Durability, Publisher, Storage, Subscription
 
-__all__ = ["EmbeddedBackend"]
+__all__ = ["FILE", "MEMORY", "EmbeddedBackend"]
 
 FILE = Capabilities(durability=Durability.FSYNCED, networked=False, deduplicates=True, batches_in_flight=2)
 MEMORY = Capabilities(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from reliamq.embedded.backend import EmbeddedBackend
-from reliamq.spi import Backend, hookimpl
+from reliamq.embedded.backend import FILE, MEMORY, EmbeddedBackend
+from reliamq.spi import Backend, Capabilities, hookimpl
 
 
 @hookimpl
-def reliamq_schemes() -> Sequence[str]:
+def reliamq_schemes() -> Mapping[str, Capabilities]:
     """``embedded://`` for a file, ``memory://`` for tests."""
-    return ("embedded", "memory")
+    return {"embedded": FILE, "memory": MEMORY}
 
 
 @hookimpl

@@ -6,10 +6,11 @@ backend's.  pluggy is for finding and configuring only; the message path is plai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pluggy
 
+from reliamq.spi.capabilities import Capabilities
 from reliamq.spi.contracts import Backend
 
 __all__ = ["ENTRY_POINT_GROUP", "BackendHooks", "hookimpl", "hookspec"]
@@ -23,8 +24,11 @@ class BackendHooks:
     """What a plugin implements, as module-level functions marked with ``hookimpl``."""
 
     @hookspec
-    def reliamq_schemes(self) -> Sequence[str]:  # type: ignore[empty-body]  # a specification has no body
-        """The URL schemes that the backend serves, such as ``("redis", "rediss")``."""
+    def reliamq_schemes(self) -> Mapping[str, Capabilities]:  # type: ignore[empty-body]  # a specification has no body
+        """The URL schemes that the backend serves (``redis``, ``rediss``), with the most that it can do there.
+
+        A backend that was made for a URL may say less in its own ``capabilities``, never more.
+        """
 
     @hookspec(firstresult=True)
     def reliamq_backend(self, url: str, settings: Mapping[str, object]) -> Backend:  # type: ignore[empty-body]  # as there
