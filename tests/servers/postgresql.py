@@ -86,11 +86,13 @@ def run_postgresql() -> Iterator[PostgresqlServer]:
 
 
 def _serve(programs: Path, folder: Path, user: int | None) -> Iterator[PostgresqlServer]:
-    # Only clients are killed in the tests, never the machine: the server need not wait for the disk.
-    settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=200"]
+    with open(folder / "data" / "postgresql.conf", "a") as settings:
+        # Only clients are killed in the tests, never the machine: the server need not wait for the disk.
+        settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\n")
+        settings.write("fsync = off\nmax_connections = 200\n")
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            [str(programs / "postgres"), "-D", str(folder / "data"), *(f"-c{setting}" for setting in settings)],
+            [str(programs / "postgres"), "-D", str(folder / "data")],
             user=user,
             group=_group(user),
             extra_groups=None if user is None else [],

@@ -1,7 +1,7 @@
 """The durability of the user's own database: outbox and processed ids are only as safe as its commits.
 
 SQLite: journal mode and synchronous as our connections have them.  PostgreSQL: fsync, synchronous_commit,
-full_page_writes, recovery.  What cannot be read is a finding and never a pass.
+full_page_writes, unlogged tables, recovery.  What cannot be read is a finding and never a pass.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from reliamq.settings import masked
 from reliamq.spi import BrokerUnavailable, Finding, Severity
 
 __all__ = ["audit_database"]
@@ -61,10 +62,28 @@ POSTGRESQL = (
     _Rule(
         "synchronous_commit",
         "SHOW synchronous_commit",
-        ("on", "remote_write", "remote_apply"),
+        ("on", "remote_write", "remote_apply", "local"),
         Severity.LOSES,
         "COMMIT answers before the order is on the disk; a crash loses it, with its message.",
         "Set synchronous_commit = on, also for this role and database (ALTER ROLE … SET, ALTER DATABASE … SET).",
+    ),
+    _Rule(
+        "synchronous standbys",
+        """SELECT CASE WHEN current_setting('synchronous_standby_names') = '' THEN 'none'
+        WHEN current_setting('synchronous_commit') = 'local' THEN 'not waited for' ELSE 'waited for' END""",
+        ("none", "waited for"),
+        Severity.RISKS,
+        "synchronous_commit = local does not wait for the standbys that there are: a failover loses the order.",
+        "Set synchronous_commit = on, also for this role and database (ALTER ROLE … SET, ALTER DATABASE … SET).",
+    ),
+    _Rule(
+        "unlogged tables",
+        """SELECT coalesce(string_agg(relname, ', '), 'none') FROM pg_class
+        WHERE relpersistence = 'u' AND relkind = 'r' AND starts_with(relname, 'reliamq_')""",
+        ("none",),
+        Severity.LOSES,
+        "PostgreSQL empties an unlogged table after a crash: messages in the outbox and processed ids are gone.",
+        "ALTER TABLE … SET LOGGED.",
     ),
     _Rule(
         "full_page_writes",
@@ -89,7 +108,7 @@ RULES = {"sqlite": SQLITE, "postgresql": POSTGRESQL}
 
 async def audit_database(engine: AsyncEngine) -> Sequence[Finding]:
     """Read the live values.  Raises BrokerUnavailable when the database cannot be reached."""
-    subject = f"database {engine.url.render_as_string(hide_password=True)}"
+    subject = f"database {masked(engine.url.render_as_string())}"
     rules = RULES.get(engine.dialect.name)
     if rules is None:
         return [_unseen(subject, "durability", f"reliamq does not know how to audit {engine.dialect.name}")]
