@@ -22,12 +22,13 @@ types: $(VENV)/.installed-dev
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
+# Four processes on however few cores: the tests mostly wait, for disks, kills and deadlines.
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m "not slow" -n 4 --dist worksteal
 
 # Long forms: many seeds, a million messages.  By hand, before a release.
 soak: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m slow --timeout 7200
+	$(BIN)/pytest -v -rA -m slow --timeout 7200
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
