@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types imports docs unit soak format promises bench clean
+.PHONY: demo test lint types imports docs unit soak servers servers-stop format promises bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/reliamq prove
@@ -24,11 +24,18 @@ imports: $(VENV)/.installed-dev
 
 # Four processes on however few cores: the tests mostly wait, for disks, kills and deadlines.
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m "not slow" -n 4 --dist worksteal
+	$(BIN)/python -m tests.servers run $(BIN)/pytest -q -m "not slow" -n 4 --dist loadgroup
 
 # Long forms: many seeds, a million messages.  By hand, before a release.
 soak: $(VENV)/.installed-dev
-	$(BIN)/pytest -v -rA -m slow --timeout 7200
+	$(BIN)/python -m tests.servers run $(BIN)/pytest -v -rA -m slow --timeout 7200
+
+# The servers that the tests run on, kept up between runs.
+servers: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.servers start
+
+servers-stop: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.servers stop
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site

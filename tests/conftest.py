@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.servers.kafka import KafkaCluster, kafka_cluster
 from tests.servers.postgresql import PostgresqlServer, run_postgresql
 
 
@@ -25,6 +26,12 @@ def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
     """The SQLAlchemy URL of an empty database of a real PostgreSQL."""
     with postgresql_server.fresh_database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def kafka() -> KafkaCluster:
+    """The three-broker cluster.  A test that breaks it mends it; its tests share the xdist group ``kafka``."""
+    return kafka_cluster()
 
 
 pytest_plugins = ["reliamq.testing.plugin"]
