@@ -22,14 +22,13 @@ from reliamq.spi import Capabilities, ConfigurationError, DeadLetters, Durabilit
 
 __all__ = ["FILE", "MEMORY", "EmbeddedBackend"]
 
-FILE = Capabilities(durability=Durability.FSYNCED, networked=False, deduplicates=True, batches_in_flight=2)
+FILE = Capabilities(durability=Durability.FSYNCED, networked=False, deduplicates=True)
 MEMORY = Capabilities(
     durability=Durability.DEVELOPMENT,
     networked=False,
     survives_restart=False,
     shared_between_processes=False,
     deduplicates=True,
-    batches_in_flight=2,
 )
 
 

@@ -61,8 +61,7 @@ class BrokerFile:
             try:
                 run(connection)
             except BaseException:
-                if connection.in_transaction:  # when the disk is full SQLite itself may have rolled back
-                    connection.execute("ROLLBACK")
+                self._roll_back(connection)
                 raise
             failure = self._commit(connection)
         if failure is not None:
@@ -83,6 +82,14 @@ class BrokerFile:
                 f"{self.name}: the file was deleted or replaced while it was in use, and would keep nothing; "
                 "nothing was stored. Put it back, or declare the topics again in the new one.",
             )
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        if not connection.in_transaction:  # when the disk is full SQLite itself may have rolled back
+            return
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:  # what is in the way of it was told already; closing rolls back
+            self._disconnect()
 
     def _commit(self, connection: sqlite3.Connection) -> StoreFailure | None:
         try:
