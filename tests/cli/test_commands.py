@@ -100,13 +100,40 @@ def test_dead_letters_are_listed_shown_replayed_and_dropped(run: Run, folder: Pa
     assert _dead(run) == []
 
 
-def test_audit_exits_with_1_only_for_what_loses_messages(run: Run) -> None:
+def test_audit_exits_with_1_only_for_what_loses_messages(run: Run, folder: Path) -> None:
+    (folder / "one.ndjson").write_text('{"number": 1}\n')
+    run("publish", "orders", "--app", "orders:app", "--file", "one.ndjson")  # opens it, so everything is declared
+
     fine = run("audit", "orders:app", "--json")
     undeclared = run("audit", "--broker", "embedded:///broker.db", "--json")
 
     assert fine.returncode in (0, 1), fine.stderr
     assert isinstance(json.loads(fine.stdout), list)
     assert undeclared.returncode == 0, undeclared.stdout + undeclared.stderr
+
+
+def test_an_audit_of_files_that_are_not_there_finds_that_and_creates_nothing(run: Run, folder: Path) -> None:
+    before = set(folder.iterdir())
+
+    done = run("audit", "--broker", "embedded:///nonexist.db", "--database", "sqlite:///new.db", "--json")
+
+    assert done.returncode == 1
+    assert [one["setting"] for one in json.loads(done.stdout)] == ["file", "file"]
+    assert set(folder.iterdir()) == before
+
+
+def test_an_audit_of_a_broker_in_memory_says_that_it_loses_messages_unless_that_is_asked_for(
+    run: Run, folder: Path
+) -> None:
+    (folder / "reliamq.toml").write_text("")
+    losing = run("audit", "--broker", "memory://", "--json")
+    (folder / "reliamq.toml").write_text('durability = "development"\n')
+    asked_for = run("audit", "--broker", "memory://", "--json")
+
+    assert losing.returncode == 1
+    assert [one["severity"] for one in json.loads(losing.stdout)] == ["loses-messages"]
+    assert asked_for.returncode == 0
+    assert [one["severity"] for one in json.loads(asked_for.stdout)] == ["note"]
 
 
 def test_backends_lists_the_embedded_broker(run: Run) -> None:

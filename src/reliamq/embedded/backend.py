@@ -54,7 +54,7 @@ class EmbeddedBackend:
 
     @asynccontextmanager
     async def storage(self) -> AsyncIterator[Storage]:
-        """Open the means to declare and audit; see the contract.  Where there is no file yet only declaring makes it."""
+        """Open the means to declare and audit; see the contract.  A file that is missing is made by declaring alone."""
         async with AsyncExitStack() as stack:
             if not self._database.location.is_missing():
                 await stack.enter_async_context(self._database.opened())
