@@ -122,8 +122,8 @@ class BrokerFile:
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
         try:
-            with self._lock.held():  # the last to close empties the WAL: not while others open
-                if self._connection is not None:
+            if self._connection is not None:
+                with self._lock.held():  # the last to close empties the WAL: not while others open
                     self._connection.close()
         except (sqlite3.Error, OSError, StoreFailure) as error:  # what was committed is safe in the WAL
             logger.warning("%s: could not be closed properly: %s", self.name, error)
