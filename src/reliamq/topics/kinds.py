@@ -6,8 +6,11 @@ a model whose own JSON it would not accept is refused when its topic is made.
 
 from __future__ import annotations
 
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from types import NoneType
 from typing import Any, get_args
+from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,6 +22,9 @@ from reliamq.spi.arguments import need
 __all__ = ["Kind", "type_name"]
 
 TYPE_CHARACTERS = 255  # the outbox column's width
+# Of these, the type alone says whether a value is what its field declares; in others something else may be wrong.
+PLAIN_TYPES = frozenset({NoneType, bool, int, float, str, bytes, Decimal, UUID, date, datetime, time, timedelta})
+MOST_COMBINATIONS = 1000
 
 
 def type_name(model: type[BaseModel]) -> str:
@@ -32,7 +38,7 @@ class Kind:
     name: what its messages carry as their type.
     """
 
-    __slots__ = ("_adapter", "_by_alias", "_fields", "_never_none", "name")
+    __slots__ = ("_adapter", "_by_alias", "_fields", "_never_none", "_sound", "name")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.name = type_name(model)
@@ -43,14 +49,15 @@ class Kind:
         self._adapter: TypeAdapter[BaseModel] = TypeAdapter(model)
         self._fields = frozenset(model.model_fields)
         self._never_none = tuple(name for name, field in model.model_fields.items() if not _may_be_none(field))
+        self._sound: set[tuple[type, ...]] = set()
 
     def write(self, model: BaseModel) -> bytes:
         """The model as JSON that :meth:`read` accepts.  Raises ValueError saying what is wrong.
 
         A model that pydantic made is not validated a second time.  One that lacks a field or holds a value of another
         type than declared was made by ``model_construct`` or changed; only that one is read back, at once.  Not seen
-        are a value of the right type that breaks a rule of its field (``gt=0``) and None inside of a field's value;
-        they become dead letters: use ``validate_assignment`` where models are changed.
+        are a value of the right type that breaks a rule of its field (``gt=0``, ``Literal``) and None inside of a
+        field's value; they become dead letters: use ``validate_assignment`` where models are changed.
         """
         body = self._write_as_declared(model)
         if body is None:
@@ -61,17 +68,27 @@ class Kind:
     def _write_as_declared(self, model: BaseModel) -> bytes | None:
         """None for a model with a field that is missing, None, or of another type than it is declared."""
         values = model.__dict__
-        if not self._fields <= values.keys():
-            return None
+        types = tuple(map(type, values.values()))
         try:
-            # The adapter's own dump_json would cost as much again for its keyword arguments.
+            # Straight to the serializer: the adapter's own dump_json costs as much again for its keyword arguments,
+            # and so does warnings="error", which models of plain values therefore need only once.
+            if types in self._sound:
+                return self._adapter.serializer.to_json(model, by_alias=self._by_alias, warnings=False)
+            if not self._fields <= values.keys():
+                return None
             body = self._adapter.serializer.to_json(model, by_alias=self._by_alias, warnings="error")
         except PydanticSerializationError:
             return None
         # pydantic writes None for a field of any type without a word.
         if b"null" in body and any(values[name] is None for name in self._never_none):
             return None
+        self._remember(types)
         return body
+
+    def _remember(self, types: tuple[type, ...]) -> None:
+        """A model whose fields hold values of these types is as declared."""
+        if len(self._sound) < MOST_COMBINATIONS and PLAIN_TYPES.issuperset(types):
+            self._sound.add(types)
 
     def read(self, body: bytes) -> BaseModel:
         """The model that a body holds.  Raises ValueError naming the first field that is wrong."""
