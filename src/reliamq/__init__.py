@@ -21,10 +21,14 @@ if TYPE_CHECKING:
         DurabilityError as DurabilityError,
         FencingToken as FencingToken,
         GroupSpec as GroupSpec,
+        InvalidMessage as InvalidMessage,
         Message as Message,
         Rejected as Rejected,
         ReliamqError as ReliamqError,
+        StorageFull as StorageFull,
+        TooLarge as TooLarge,
         Unconfirmed as Unconfirmed,
+        Unroutable as Unroutable,
     )
     from reliamq.topics import Topic as Topic
 
@@ -39,14 +43,18 @@ _HOME = {
     "DurabilityError": "reliamq.spi",
     "FencingToken": "reliamq.spi",
     "GroupSpec": "reliamq.spi",
+    "InvalidMessage": "reliamq.spi",
     "Message": "reliamq.spi",
     "Rejected": "reliamq.spi",
     "Reliamq": "reliamq.app",
     "ReliamqError": "reliamq.spi",
     "RetryAfter": "reliamq.handlers",
     "Settings": "reliamq.settings",
+    "StorageFull": "reliamq.spi",
+    "TooLarge": "reliamq.spi",
     "Topic": "reliamq.topics",
     "Unconfirmed": "reliamq.spi",
+    "Unroutable": "reliamq.spi",
     "outbox": "reliamq",
 }
 
@@ -61,14 +69,18 @@ __all__ = [  # in the order of the table above, which a test compares
     "DurabilityError",
     "FencingToken",
     "GroupSpec",
+    "InvalidMessage",
     "Message",
     "Rejected",
     "Reliamq",
     "ReliamqError",
     "RetryAfter",
     "Settings",
+    "StorageFull",
+    "TooLarge",
     "Topic",
     "Unconfirmed",
+    "Unroutable",
     "outbox",
 ]
 

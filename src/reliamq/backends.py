@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
@@ -46,12 +47,14 @@ def open_backend(url: str, sections: Mapping[str, Mapping[str, object]] | None =
     """Make the backend that serves the URL's scheme; no I/O to a broker.
 
     sections: configuration by backend name.
-    Raises UnknownScheme, MissingExtra, BrokenPlugin; ConfigurationError for a URL that the backend refuses.
+    Raises UnknownScheme, MissingExtra, BrokenPlugin; ConfigurationError for a URL that the backend refuses and for a
+    section of no installed backend.
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise ConfigurationError(f"broker {scheme!r} is no URL; write something like embedded:///app.db")
-    point, plugins = _plugin_for(scheme)
+    _check_sections(sections or {})
+    point, plugins = _plugin_for(scheme.lower())
     backend = plugins.hook.reliamq_backend(url=url, settings=dict((sections or {}).get(point.name, {})))
     if not isinstance(backend, Backend):
         raise BrokenPlugin(point.name, f"reliamq_backend gave {type(backend).__name__}, which is no Backend")
@@ -69,6 +72,16 @@ def installed_backends() -> Sequence[InstalledBackend]:
         else:
             found.append(InstalledBackend(point.name, _distribution(point), schemes))
     return found
+
+
+def _check_sections(sections: Mapping[str, object]) -> None:
+    """A misspelt section would be missed."""
+    installed = sorted(point.name for point in _entry_points())
+    for name in sections:
+        if name not in installed:
+            close = get_close_matches(name, installed, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ConfigurationError(f"section 'backends.{name}': {hint}Installed backends are {', '.join(installed)}")
 
 
 def _plugin_for(scheme: str) -> tuple[EntryPoint, pluggy.PluginManager]:

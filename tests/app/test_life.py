@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -28,6 +29,21 @@ async def test_publishing_outside_the_block_says_what_to_do(app: Reliamq) -> Non
 
     with pytest.raises(ConfigurationError, match="async with app"):
         await orders.publish(Order(number=1))
+
+
+@pytest.mark.parametrize(
+    ("deadline", "said"),
+    [
+        (5, r"deadline must be a timedelta, not int 5; write timedelta\(seconds=5\)"),
+        (timedelta(-1), "deadline must be longer than nothing"),
+    ],
+)
+async def test_a_deadline_that_is_none_is_refused(app: Reliamq, deadline: Any, said: str) -> None:
+    orders = app.topic("orders", Order, groups=["g"])
+
+    async with app:
+        with pytest.raises(ConfigurationError, match=f"topic 'orders': {said}"):
+            await orders.publish(Order(number=1), deadline=deadline)
 
 
 async def test_a_topic_without_a_group_is_unroutable(app: Reliamq) -> None:

@@ -2,12 +2,15 @@
 
 import uuid
 
+import anyio
 import pytest
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from reliamq import Backoff, ConfigurationError, FencingToken, Reliamq
+from reliamq.handlers import Effects
+from reliamq.idempotency import MemoryLeaseStore
 from reliamq.settings import Settings
 from reliamq.spi import DuplicateHandler, HandlerSignatureError, InvalidMessage, TooLarge
 from tests.app.conftest import Cancelled, Order
@@ -35,14 +38,14 @@ def star(order: Order, *rest: int) -> None: ...
     [
         (wrong_type, "stranger"),
         (no_annotation, "extra"),
-        (no_message, "(none)"),
+        (no_message, None),
         (two_messages, "other"),
         (async_session_in_plain, "session"),
         (token_without_lease, "token"),
         (star, "rest"),
     ],
 )
-def test_a_parameter_that_cannot_be_filled_is_named(app: Reliamq, function, parameter: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_parameter_that_cannot_be_filled_is_named(app: Reliamq, function, parameter: str | None) -> None:  # type: ignore[no-untyped-def]
     orders = app.topic("orders", Order)
 
     with pytest.raises(HandlerSignatureError) as caught:
@@ -100,7 +103,7 @@ def test_a_retry_policy_out_of_range_names_its_field(arguments: dict[str, float]
 def test_a_key_that_is_neither_text_nor_bytes_is_refused(app: Reliamq) -> None:
     orders = app.topic("orders", Order, key=lambda order: order.number)  # type: ignore[arg-type,return-value]
 
-    with pytest.raises(InvalidMessage, match="key must be text or bytes, not int: 5"):
+    with pytest.raises(InvalidMessage, match="key must be text or bytes, not int 5"):
         orders.message(Order(number=5))
 
 
@@ -119,20 +122,33 @@ def test_a_model_of_another_topic_is_refused(app: Reliamq) -> None:
         orders.message(Cancelled(number=1))  # type: ignore[arg-type]
 
 
-def test_a_handler_that_needs_a_database_says_so_when_there_is_none(app: Reliamq) -> None:
-    import anyio
-
+@pytest.mark.parametrize("effects", ["transaction", "lease"])
+def test_a_handler_that_needs_a_database_says_so_when_the_application_opens(app: Reliamq, effects: Effects) -> None:
     orders = app.topic("orders", Order)
 
-    @app.handler(orders, group="g", effects="transaction")
-    async def handle(order: Order, session: AsyncSession) -> None: ...
+    @app.handler(orders, group="g", effects=effects)
+    async def handle(order: Order) -> None: ...
 
     async def run() -> None:
         async with app:
-            await app.run_worker(anyio.Event())
+            pytest.fail("it opened")
 
-    with pytest.raises(ConfigurationError, match='effects="transaction" needs a database'):
+    with pytest.raises(ConfigurationError, match=f'effects="{effects}" needs a database'):
         anyio.run(run)
+
+
+def test_leases_in_a_store_of_their_own_need_no_database() -> None:
+    app = Reliamq(Settings(broker=f"memory://{uuid.uuid4()}"), lease_store=MemoryLeaseStore())
+    orders = app.topic("orders", Order)
+
+    @app.handler(orders, group="g", effects="lease")
+    async def handle(order: Order) -> None: ...
+
+    async def run() -> None:
+        async with app:
+            pass
+
+    anyio.run(run)
 
 
 def test_models_are_needed(app: Reliamq) -> None:

@@ -184,9 +184,9 @@ def test_an_input_with_a_broken_line_names_it_before_anything_starts(run: Run, f
     ("text", "said"),
     [
         ("broker = \n", "not valid TOML"),
-        ('brokr = "embedded:///x.db"\n', "field 'brokr'"),
-        ('durability = "eternal"\n', "'eternal' is none of development, fsynced, replicated"),
-        ("[worker]\nlease = -1\n", "field 'worker.lease'"),
+        ('brokr = "embedded:///x.db"\n', "setting 'brokr' in reliamq.toml is unknown; did you mean broker?"),
+        ('durability = "eternal"\n', "must be one of development, fsynced, replicated, not str 'eternal'"),
+        ("[worker]\nlease = -1\n", "setting 'worker.lease' in reliamq.toml must be at least 100 ms"),
     ],
 )
 def test_bad_settings_name_the_file_or_the_field(run: Run, folder: Path, text: str, said: str) -> None:

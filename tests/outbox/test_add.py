@@ -10,9 +10,9 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import Engine, create_engine, event, func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from reliamq import outbox
@@ -143,6 +143,50 @@ def test_a_session_that_commits_by_itself_is_refused(sync_engine: Engine, by: st
         assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 0
     if engine is not sync_engine:
         engine.dispose()
+
+
+BY_ITSELF: dict[str, dict[str, object]] = {"sqlite": {"isolation_level": None}, "postgresql": {"autocommit": True}}
+
+
+async def test_a_session_whose_driver_commits_by_itself_is_refused(engine: AsyncEngine) -> None:
+    """O1"""
+    own = create_async_engine(engine.url, connect_args=BY_ITSELF[engine.dialect.name])
+    async with AsyncSession(own) as session:
+        with pytest.raises(TransactionRequired, match="begin a transaction"):
+            await session.run_sync(_add_and_flush)
+        await session.rollback()
+    await own.dispose()
+
+    assert await ids(engine) == []
+
+
+def test_a_plain_session_whose_driver_commits_by_itself_is_refused(sync_engine: Engine) -> None:
+    """O1"""
+    own = create_engine(sync_engine.url, connect_args=BY_ITSELF[sync_engine.dialect.name])
+    with Session(own) as session:
+        with pytest.raises(TransactionRequired, match="begin a transaction"):
+            _add_and_flush(session)
+        session.rollback()
+    own.dispose()
+
+    with Session(sync_engine) as session:
+        assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 0
+
+
+def _add_and_flush(session: Session) -> None:
+    outbox.add(session, orders, Order(account="a", number=1))
+    session.flush()
+
+
+def test_a_driver_that_commits_by_itself_is_accepted_where_sqlalchemy_begins(sqlite_file: str) -> None:
+    """O1"""
+    engine = create_engine(f"sqlite:///{sqlite_file}", connect_args={"isolation_level": None})
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    with Session(engine) as session:
+        _add_and_flush(session)
+        session.rollback()
+        assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 0
+    engine.dispose()
 
 
 # --- what could never be sent -----------------------------------------------------------------------------------------

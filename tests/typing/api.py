@@ -1,11 +1,27 @@
 """The public names as users type them; checked by mypy, never run."""
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from reliamq import Backoff, Confirmation, Delivery, FencingToken, Rejected, Reliamq, RetryAfter, Unconfirmed, outbox
+from reliamq import (
+    Backoff,
+    Confirmation,
+    Delivery,
+    FencingToken,
+    InvalidMessage,
+    Rejected,
+    Reliamq,
+    RetryAfter,
+    StorageFull,
+    TooLarge,
+    Unconfirmed,
+    Unroutable,
+    outbox,
+)
 
 
 class OrderPlaced(BaseModel):
@@ -47,3 +63,41 @@ def mail(change: BalanceChanged, token: FencingToken) -> int:
 
 
 unchanged: int = mail(BalanceChanged(account="x"), FencingToken("x", 1))
+
+
+class Client:
+    """Something that handlers use."""
+
+
+async def make_client() -> Client:
+    return Client()
+
+
+@asynccontextmanager
+async def open_client() -> AsyncIterator[Client]:
+    yield Client()
+
+
+@contextmanager
+def open_plain_client() -> Iterator[Client]:
+    yield Client()
+
+
+app.provide(Client, Client())
+app.provide(Client, Client)
+app.provide(Client, make_client)
+app.provide(Client, open_client)
+app.provide(Client, open_plain_client)
+app.provide(Client, open_client())
+app.provide(Client, 3)  # type: ignore[arg-type]  # another type than promised is an error
+app.provide(Client, lambda: 3)  # type: ignore[arg-type,return-value]  # and so is a function that makes one
+app.handler(orders, group="accounting", effects="always")  # type: ignore[arg-type]  # there is no such kind
+app.topic("named", OrderPlaced, durability="fsynced", key=lambda order: order.account)
+
+
+async def nightly() -> int:
+    async with app.lock("nightly", lease=timedelta(seconds=10), wait=timedelta(0)) as token:
+        return token.value
+
+
+rejections: tuple[type[Rejected], ...] = (InvalidMessage, StorageFull, TooLarge, Unroutable)

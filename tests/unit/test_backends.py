@@ -25,7 +25,7 @@ SOUND = """
 
     @hookimpl
     def reliamq_backend(url, settings):
-        return EmbeddedBackend(url.replace("parcels://", "memory://").replace("parcel://", "memory://"), settings)
+        return EmbeddedBackend("memory://" + url.partition("://")[2], settings)
 """
 
 
@@ -120,6 +120,24 @@ def test_a_plugin_that_makes_no_backend_is_broken(plant: Plant) -> None:
 def test_a_plugin_gets_its_own_section_of_the_configuration(plant: Plant) -> None:
     plant(SOUND)
 
-    open_backend("parcel://a", {"parcel": {"patience_seconds": 1}, "other": {"nonsense": True}})
+    open_backend("parcel://a", {"parcel": {"patience_seconds": 1}, "embedded": {"nonsense": True}})
     with pytest.raises(ConfigurationError, match="colour"):
         open_backend("parcel://a", {"parcel": {"colour": "red"}})
+
+
+def test_a_section_of_no_installed_backend_is_refused_with_the_nearest_one(plant: Plant) -> None:
+    plant(SOUND)
+
+    with pytest.raises(
+        ConfigurationError, match=r"'backends\.embeded': did you mean 'embedded'\? Installed backends are"
+    ):
+        open_backend("memory://a", {"embeded": {}})
+    with pytest.raises(ConfigurationError, match=r"'backends\.pigeon': Installed backends are embedded, parcel"):
+        open_backend("memory://a", {"pigeon": {}})
+
+
+def test_the_case_of_a_scheme_does_not_matter(plant: Plant) -> None:
+    plant(SOUND)
+
+    assert open_backend("PARCEL://a").name == "embedded"
+    assert open_backend("Embedded:///app.db").name == "embedded"

@@ -7,16 +7,19 @@ reverse.  A broker that falls short of the required durability is refused before
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import anyio
 from pydantic import BaseModel
 
-from reliamq.app.guards import Guards, open_guards
+from reliamq.app.departure import open_publisher
+from reliamq.app.guards import Guards, check_effects, open_guards
+from reliamq.app.lifespan import check_lifespan, lifespan_of
+from reliamq.app.locks import DEFAULT_LEASE, check_lock, open_locks
 from reliamq.app.registry import DEFAULT_TIMEOUT, GroupKey, Registry
 from reliamq.backends import open_backend
 from reliamq.consuming import DeadLetterDesk, GroupMember, Middleware, Pipeline
@@ -24,14 +27,16 @@ from reliamq.consuming.member import Limits
 from reliamq.consuming.suspects import Suspects
 from reliamq.handlers import Backoff, Effects
 from reliamq.publishing import ConfirmingPublisher
-from reliamq.settings import Settings, load_settings, masked
+from reliamq.settings import Settings, masked
 from reliamq.spi import (
     Backend,
     ConfigurationError,
     Confirmation,
     DeadLetters,
+    DistributedLock,
     Durability,
     DurabilityError,
+    FencingToken,
     Finding,
     GroupSpec,
     IdempotencyStore,
@@ -40,6 +45,7 @@ from reliamq.spi import (
     Severity,
     TopicSpec,
 )
+from reliamq.spi.arguments import check_time, need
 from reliamq.topics import DEFAULT_DEADLINE, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_RETENTION, Topic
 
 __all__ = ["Reliamq"]
@@ -47,6 +53,9 @@ __all__ = ["Reliamq"]
 M = TypeVar("M", bound=BaseModel)
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+Entered: TypeAlias = AbstractAsyncContextManager[T] | AbstractContextManager[T]
+Provided: TypeAlias = T | Entered[T] | Callable[[], T | Awaitable[T] | Entered[T]]
 
 logger = logging.getLogger("reliamq")
 
@@ -58,6 +67,7 @@ class Reliamq:
     backend: a ready one instead of the one that ``settings.broker`` names; for tests and for wrapping.
     lease_store: where ``effects="lease"`` keeps its leases; None: the database.
     lifespan: an async context manager function, entered before and left after everything else of a run.
+    Raises ConfigurationError naming what is wrong.
     """
 
     def __init__(
@@ -68,10 +78,14 @@ class Reliamq:
         lease_store: IdempotencyStore | None = None,
         lifespan: Callable[[Reliamq], AbstractAsyncContextManager[object]] | None = None,
     ) -> None:
-        self.settings = settings or load_settings()
+        wanted = "Settings, such as Settings(broker='embedded:///app.db')"
+        need(settings is None or isinstance(settings, Settings), "Reliamq: settings", wanted, settings)
+        check_lifespan(lifespan)
+        self.settings = Settings() if settings is None else settings
         self._backend, self._lease_store, self._lifespan = backend, lease_store, lifespan
         self._registry = Registry()
         self._publisher: ConfirmingPublisher | None = None
+        self._locks: DistributedLock | None = None
         self._stack: AsyncExitStack | None = None
 
     def __repr__(self) -> str:
@@ -97,7 +111,7 @@ class Reliamq:
         *models: type[M],
         key: Callable[[M], str | bytes | None] | None = None,
         groups: Sequence[str | GroupSpec] = (),
-        durability: Durability | None = None,
+        durability: Durability | str | None = None,
         retention: timedelta = DEFAULT_RETENTION,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> Topic[M]:
@@ -151,20 +165,21 @@ class Reliamq:
             effects=effects,
             concurrency=concurrency,
             timeout=timeout,
-            retry=retry or Backoff(),
+            retry=Backoff() if retry is None else retry,
             name=name,
         )
 
-    def provide(self, kind: type, value: object) -> None:
+    def provide(self, kind: type[T], value: Provided[T]) -> None:
         """Let handlers have a parameter of type ``kind``.  Call it before the handlers that use it are registered.
 
-        value: an instance, or a function that makes one; an (async) context manager is entered for the run of a worker.
+        value: an instance, or a function, async or not, that makes one for the run of a worker; an (async) context
+        manager is entered for it.
         """
         self._registry.provide(kind, value)
 
     def middleware(self, middleware: Middleware) -> Middleware:
         """Run ``async def middleware(delivery, call_next)`` around every attempt; the first registered is outermost."""
-        self._registry.middleware.append(middleware)
+        self._registry.add_middleware(middleware)
         return middleware
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -177,13 +192,15 @@ class Reliamq:
         """
         if self._stack is not None:
             raise ConfigurationError("the application is open already")
+        check_effects(self.settings, self._registry.all_handlers(), self._lease_store)
         async with AsyncExitStack() as stack:
             if self._lifespan is not None:
-                await stack.enter_async_context(self._lifespan(self))
+                await stack.enter_async_context(lifespan_of(self._lifespan, self))
             await self._check_shelter()
             if self.settings.database is not None:
                 await self.create_tables()
-            self._publisher = await stack.enter_async_context(self._open_publisher())
+                self._locks = await stack.enter_async_context(open_locks(self.settings.database))
+            self._publisher = await stack.enter_async_context(open_publisher(self.backend, self.settings.publisher))
             self._stack = stack.pop_all()
         return self
 
@@ -201,28 +218,7 @@ class Reliamq:
                 return False  # the block's own exception goes on as it was, not wrapped by our task group
             raise
         finally:
-            self._publisher = None
-
-    @asynccontextmanager
-    async def _open_publisher(self) -> AsyncIterator[ConfirmingPublisher]:
-        limits = self.settings.publisher
-        async with self.backend.publisher() as sender, anyio.create_task_group() as tasks:
-            publisher = ConfirmingPublisher(
-                sender,
-                batch=limits.batch,
-                max_messages=limits.in_flight,
-                max_bytes=limits.in_flight_bytes,
-            )
-            tasks.start_soon(publisher.run)
-            try:
-                yield publisher
-            finally:
-                # Shielded, because a cancelled run too says what is in doubt; bounded by the deadline.
-                with anyio.CancelScope(shield=True):
-                    unconfirmed = await publisher.drain(limits.close_deadline)
-                if unconfirmed:
-                    logger.error("closed with %d unconfirmed: %s", len(unconfirmed), ", ".join(unconfirmed))
-                tasks.cancel_scope.cancel()
+            self._publisher = self._locks = None
 
     async def _check_shelter(self) -> None:
         specs = self.specs()
@@ -282,6 +278,8 @@ class Reliamq:
 
     async def publish(self, message: Message, *, deadline: timedelta = DEFAULT_DEADLINE) -> Confirmation:
         """Publish an encoded message; see :meth:`reliamq.topics.Topic.publish`."""
+        if deadline is not DEFAULT_DEADLINE:
+            check_time(f"topic '{message.topic}': deadline", deadline)
         if self._publisher is None:
             raise ConfigurationError("the application is not open; publish inside 'async with app:'")
         return await self._publisher.publish(message, deadline=deadline)
@@ -308,6 +306,25 @@ class Reliamq:
                 store, sender, batch=limits.batch, poll=limits.poll, lease=limits.lease, deadline=limits.deadline
             )
             await relay.run(stop)
+
+    # --- locks -----------------------------------------------------------------------------------------------------
+
+    def lock(
+        self, name: str, *, lease: timedelta = DEFAULT_LEASE, wait: timedelta = DEFAULT_LEASE
+    ) -> AbstractAsyncContextManager[FencingToken]:
+        """Keep other processes out for the block: ``async with app.lock("nightly") as token`` (I4).
+
+        lease: how long it stays held without renewal, which happens by itself; others get it that long after a crash.
+        wait: how long to wait for another holder, then TimeoutError.
+        Needs a database and the open application, else ConfigurationError.  When the lease is lost nevertheless, the
+        block is cancelled and LeaseLost raised on leaving; hand the token to what you guard, so that it can refuse an
+        older one.
+        """
+        check_lock(name, lease, wait)
+        self._database_url()
+        if self._locks is None:
+            raise ConfigurationError("the application is not open; use locks inside 'async with app:'")
+        return self._locks.hold(name, lease=lease, wait=wait)
 
     # --- arrival ---------------------------------------------------------------------------------------------------
 

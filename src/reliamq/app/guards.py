@@ -34,17 +34,29 @@ class Guards:
         await run_cleaning(self._cleaning, every=CLEAN_EVERY, stop=anyio.Event())
 
 
+def check_effects(settings: Settings, handlers: Sequence[Handler], lease_store: IdempotencyStore | None) -> None:
+    """Raises ConfigurationError when there is no database for what ``handlers`` ask for, or too short a window (I5)."""
+    from reliamq.idempotency import check_window
+
+    kept = [handler for handler in handlers if handler.effects != "repeatable"]
+    if not kept:
+        return
+    for handler in kept:
+        if handler.effects == "transaction" or lease_store is None:
+            _database(settings, handler.effects)
+    longest = max(handler.retry.longest() for handler in kept)
+    check_window(settings.worker.processed_window, longest, settings.worker.replay_horizon)
+
+
 @asynccontextmanager
 async def open_guards(
     settings: Settings, handlers: Sequence[Handler], lease_store: IdempotencyStore | None
 ) -> AsyncIterator[Guards]:
-    """Open the guards that ``handlers`` need.  Raises ConfigurationError when there is no database for them."""
-    from reliamq.idempotency import RepeatableGuard, check_window
+    """Open the guards that ``handlers`` need.  Raises ConfigurationError as :func:`check_effects` does."""
+    from reliamq.idempotency import RepeatableGuard
 
+    check_effects(settings, handlers, lease_store)
     wanted = {handler.effects for handler in handlers}
-    if wanted != {"repeatable"}:
-        longest = max(handler.retry.longest() for handler in handlers)
-        check_window(settings.worker.processed_window, longest, settings.worker.replay_horizon)
     guards: dict[str, EffectGuard] = {"repeatable": RepeatableGuard()}
     cleaning: list[Cleanable] = []
     async with AsyncExitStack() as stack:

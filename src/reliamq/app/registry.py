@@ -5,6 +5,7 @@ Every contradiction is found here, when it is declared.  Running it is left to `
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from reliamq.consuming import Middleware
 from reliamq.handlers import Backoff, Effects, Handler
 from reliamq.spi import ConfigurationError, DuplicateHandler, GroupSpec
+from reliamq.spi.arguments import need
 from reliamq.topics import Topic
 
 __all__ = ["GroupKey", "Registry"]
@@ -39,8 +41,9 @@ class Registry:
     # --- topics ----------------------------------------------------------------------------------------------------
 
     def include(self, *topics: Topic[Any]) -> None:
-        """Take topics in.  ConfigurationError when another one has the name."""
+        """Take topics in.  ConfigurationError when another one has the name, or it is none."""
         for topic in topics:
+            need(isinstance(topic, Topic), "topic", "a Topic, as app.topic(…) or Topic(…) makes one", topic)
             if self.topics.setdefault(topic.name, topic) is not topic:
                 raise ConfigurationError(f"there are two topics named '{topic.name}'")
 
@@ -97,12 +100,30 @@ class Registry:
         """Every handler of every group."""
         return [handler for handlers in self.handlers.values() for handler in handlers]
 
+    # --- middleware ------------------------------------------------------------------------------------------------
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Put it inside of those that are there.  ConfigurationError for one that could not run."""
+        call = middleware if inspect.isroutine(middleware) else getattr(middleware, "__call__", None)  # noqa: B004
+        is_async = inspect.iscoroutinefunction(middleware) or inspect.iscoroutinefunction(call)
+        need(is_async, "middleware", "an async def with the parameters (delivery, call_next)", middleware)
+        try:
+            inspect.signature(middleware).bind(None, None)
+        except TypeError as error:
+            name = getattr(middleware, "__qualname__", repr(middleware))
+            raise ConfigurationError(f"middleware {name} must take two arguments, (delivery, call_next)") from error
+        self.middleware.append(middleware)
+
     # --- providers -------------------------------------------------------------------------------------------------
 
     def provide(self, kind: type, value: object) -> None:
         """Give handlers a parameter of type ``kind``; see :meth:`reliamq.Reliamq.provide`."""
+        need(isinstance(kind, type), "provide: the type of the parameter", "a class", kind)
         if kind in self._providers:
             raise ConfigurationError(f"{kind.__name__} is provided twice")
+        makes = callable(value) or isinstance(value, AbstractAsyncContextManager | AbstractContextManager)
+        wanted = f"a {kind.__name__}, a function that makes one, or a context manager"
+        need(isinstance(value, kind) or makes, f"provide: the value for {kind.__name__}", wanted, value)
         self._providers[kind] = value
 
     @asynccontextmanager
@@ -114,12 +135,16 @@ class Registry:
 
 async def _made(value: object, kind: type, stack: AsyncExitStack) -> object:
     made = value
-    if callable(value) and not isinstance(value, kind):
+    # What @contextmanager gives can be called too, as a decorator.
+    if callable(value) and not isinstance(value, (kind, AbstractAsyncContextManager, AbstractContextManager)):
         made = value()
     if isinstance(made, kind):
         return made
-    if isinstance(made, AbstractAsyncContextManager):
-        return await stack.enter_async_context(made)
-    if isinstance(made, AbstractContextManager):
-        return stack.enter_context(made)
-    raise ConfigurationError(f"what is provided for {kind.__name__} is a {type(made).__name__}")
+    if inspect.isawaitable(made):
+        made = await made
+    elif isinstance(made, AbstractAsyncContextManager):
+        made = await stack.enter_async_context(made)
+    elif isinstance(made, AbstractContextManager):
+        made = stack.enter_context(made)
+    need(isinstance(made, kind), f"what is provided for {kind.__name__}", f"a {kind.__name__}", made)
+    return made

@@ -10,8 +10,9 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 
-from reliamq.spi import ConfigurationError
+from reliamq.spi.arguments import check_time, check_whole_number, need
 
 __all__ = ["Backoff"]
 
@@ -29,6 +30,7 @@ class Backoff:
         (C6): ``timedelta.max`` always keeps the order, ``timedelta(0)`` never.
     never: exceptions for which a further attempt is pointless: dead-lettered at once.
     on: another policy for an exception class; the most specific class wins.  Only its delays and ``attempts`` count.
+    Raises ConfigurationError naming the field that is wrong.
     """
 
     attempts: int = 8
@@ -41,16 +43,24 @@ class Backoff:
     on: Mapping[type[Exception], Backoff] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks = {
-            "attempts": self.attempts >= 1,
-            "first": self.first >= timedelta(0),
-            "factor": self.factor >= 1,
-            "ceiling": self.ceiling >= self.first,
-            "jitter": 0 <= self.jitter <= 1,
-        }
-        for name, fine in checks.items():
-            if not fine:
-                raise ConfigurationError(f"Backoff: {name}={getattr(self, name)!r} is out of range")
+        check_whole_number("Backoff: attempts", self.attempts, least=1)
+        check_time("Backoff: first", self.first, may_be_zero=True)
+        check_time("Backoff: ceiling", self.ceiling, may_be_zero=True)
+        check_time("Backoff: keep_order_up_to", self.keep_order_up_to, may_be_zero=True)
+        need(self.ceiling >= self.first, "Backoff: ceiling", f"at least first={self.first}", self.ceiling)
+        need(_is_number(self.factor) and 1 <= self.factor < inf, "Backoff: factor", "a number from 1 on", self.factor)
+        need(_is_number(self.jitter) and 0 <= self.jitter <= 1, "Backoff: jitter", "a number from 0 to 1", self.jitter)
+        self._check_exceptions()
+
+    def _check_exceptions(self) -> None:
+        single = f"({self.never.__name__},)" if isinstance(self.never, type) else "(ValueError,)"
+        wanted = f"a tuple of exception classes, such as {single}"
+        fine = isinstance(self.never, tuple) and all(map(_is_exception, self.never))
+        need(fine, "Backoff: never", wanted, self.never)
+        need(isinstance(self.on, Mapping), "Backoff: on", "a mapping of exception classes to Backoff", self.on)
+        for kind, policy in self.on.items():
+            need(_is_exception(kind), "Backoff: a key of on", "an exception class", kind)
+            need(isinstance(policy, Backoff), f"Backoff: on {kind.__name__}", "a Backoff", policy)
 
     def policy_for(self, error: Exception) -> Backoff:
         """The policy that counts for ``error``."""
@@ -79,3 +89,11 @@ class Backoff:
             return min(self.first.total_seconds() * self.factor ** (failures - 1), ceiling)
         except OverflowError:  # a float ends at about 2.0 ** 1024; every ceiling is below
             return ceiling if self.first else 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)

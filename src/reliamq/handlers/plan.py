@@ -19,16 +19,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from reliamq.handlers.backoff import Backoff
-from reliamq.spi import ConfigurationError, Delivery, FencingToken, HandlerSignatureError
+from reliamq.handlers.functions import check_runs, label_of
+from reliamq.spi import Delivery, FencingToken, HandlerSignatureError
+from reliamq.spi.arguments import check_name, check_time, check_whole_number, need
 from reliamq.topics import Topic, type_name
 
-__all__ = ["Arguments", "Effects", "Handler", "Providers"]
+__all__ = ["Arguments", "Effects", "Handler", "Providers", "check_options"]
 
 Effects = Literal["transaction", "lease", "repeatable"]
 Arguments = Callable[[BaseModel, Delivery, Any], dict[str, Any]]
 Providers = Mapping[type, object]
 
 _MODEL, _DELIVERY, _RESOURCE = range(3)
+_PLAIN_SESSION = ("a Session", "an async def", "an AsyncSession", "a plain def")
+_ASYNC_SESSION = ("an AsyncSession", "a plain def", "a sqlalchemy.orm.Session", "an async def")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +97,21 @@ class Handler:
         """Read ``function``'s signature.  Raises HandlerSignatureError naming the parameter, ConfigurationError
         otherwise.
         """
-        label = name or f"{function.__module__}.{function.__qualname__}"
-        _check_options(label, group, effects, concurrency, timeout)
+        label = label_of(function, name)
+        check_runs(label, function)
+        check_options(f"handler {label}", group, effects, concurrency, timeout, retry)
         reader = _SignatureReader(label, function, topic, effects, provided)
         slots, constants, model = reader.read()
         return cls(function, label, topic, group, model, effects, concurrency, timeout, retry, slots, constants)
 
 
-def _check_options(label: str, group: str, effects: str, concurrency: int, timeout: timedelta) -> None:
-    if effects not in typing.get_args(Effects):
-        raise ConfigurationError(f"handler {label}: effects={effects!r} is none of {typing.get_args(Effects)}")
-    if not group:
-        raise ConfigurationError(f"handler {label}: group must be a name")
-    if concurrency < 1:
-        raise ConfigurationError(f"handler {label}: concurrency={concurrency} must be at least 1")
-    if timeout <= timedelta(0):
-        raise ConfigurationError(f"handler {label}: timeout={timeout} must be longer than nothing")
+def check_options(what: str, group: object, effects: object, concurrency: int, timeout: object, retry: object) -> None:
+    """Raises ConfigurationError naming the option that is wrong.  what: whose they are."""
+    check_name(f"{what}: group", group)
+    need(effects in typing.get_args(Effects), f"{what}: effects", f"one of {typing.get_args(Effects)}", effects)
+    check_whole_number(f"{what}: concurrency", concurrency, least=1)
+    check_time(f"{what}: timeout", timeout)
+    need(isinstance(retry, Backoff), f"{what}: retry", "a Backoff, such as Backoff(attempts=3)", retry)
 
 
 class _SignatureReader:
@@ -125,7 +128,7 @@ class _SignatureReader:
 
     def read(self) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, type], ...], type[BaseModel]]:
         hints = self._hints()
-        for parameter in inspect.signature(self._function).parameters.values():
+        for parameter in self._parameters():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise self._fault(parameter.name, "must be an ordinary named parameter")
             if parameter.name not in hints:
@@ -133,14 +136,21 @@ class _SignatureReader:
             self._resolve(parameter.name, hints[parameter.name], parameter.default is not parameter.empty)
         if self._model is None:
             models = " or ".join(model.__name__ for model in self._topic.models)
-            raise self._fault("(none)", f"takes the message; topic '{self._topic.name}' asks for one of type {models}")
+            raise self._fault(None, f"has no parameter for the message; topic '{self._topic.name}' has {models}")
         return tuple(self._slots), tuple(self._constants), self._model
+
+    def _parameters(self) -> Sequence[inspect.Parameter]:
+        try:
+            return list(inspect.signature(self._function).parameters.values())
+        except (ValueError, TypeError) as error:  # of a function that is not written in Python
+            raise self._fault(None, f"has a signature that cannot be read: {error}") from error
 
     def _hints(self) -> dict[str, Any]:
         try:
             return typing.get_type_hints(self._function)
-        except NameError as error:
-            raise self._fault(str(error.name), f"has an annotation that cannot be resolved: {error}") from error
+        except Exception as error:  # annotations that are text are evaluated here, and may raise anything
+            fault = f"has an annotation that cannot be resolved where it stands: {type(error).__name__}: {error}"
+            raise self._fault(None, fault) from error
 
     def _resolve(self, name: str, hint: Any, has_default: bool) -> None:
         if isinstance(hint, type) and issubclass(hint, BaseModel) and hint in self._topic.models:
@@ -151,7 +161,7 @@ class _SignatureReader:
             self._take_session(name, hint)
         elif hint is FencingToken:
             self._need(name, "lease", "a fencing token")
-        elif hint in self._provided:
+        elif any(hint is kind for kind in self._provided):  # a hint need not be hashable
             self._constants.append((name, hint))
         elif not has_default:
             raise self._fault(name, f"has type {_named(hint)}, which is neither {self._known()}")
@@ -165,8 +175,8 @@ class _SignatureReader:
     def _take_session(self, name: str, hint: type) -> None:
         is_async = inspect.iscoroutinefunction(self._function)
         if is_async is not (hint is AsyncSession):
-            wanted = "AsyncSession in an async def" if is_async else "Session in a plain def"
-            raise self._fault(name, f"must be an {wanted} handler")
+            given, kind, wanted, other = _PLAIN_SESSION if is_async else _ASYNC_SESSION
+            raise self._fault(name, f"is {given}, but the handler is {kind}: take {wanted}, or make it {other}")
         self._need(name, "transaction", "the session of the effect's transaction")
 
     def _need(self, name: str, effects: Effects, what: str) -> None:
@@ -180,7 +190,7 @@ class _SignatureReader:
         known = f"the topic's model ({models}), Delivery, AsyncSession, Session, FencingToken"
         return f"{known} nor provided (app.provide{extra})"
 
-    def _fault(self, parameter: str, fault: str) -> HandlerSignatureError:
+    def _fault(self, parameter: str | None, fault: str) -> HandlerSignatureError:
         return HandlerSignatureError(self._label, parameter, fault)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from reliamq.spi.arguments import check_time
+
 __all__ = ["DeadLetter", "RetryAfter"]
 
 
@@ -16,11 +18,11 @@ class RetryAfter(Exception):
 
     delay: how long to wait at least.  reason: one line for people.
     keep_order: whether the key waits for this message; None: as the retry policy says for a delay of that length.
+    Raises ConfigurationError for a delay that is none, which is a failed attempt like any other.
     """
 
     def __init__(self, delay: timedelta, *, reason: str = "", keep_order: bool | None = None) -> None:
-        if delay < timedelta(0):
-            raise ValueError(f"delay must not be negative: {delay}")
+        check_time("RetryAfter: delay", delay, may_be_zero=True)
         self.delay, self.reason, self.keep_order = delay, reason, keep_order
         super().__init__(reason or f"asked to be tried again after {delay}")
 

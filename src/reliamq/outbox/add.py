@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from reliamq.outbox.table import OutboxMessage, bucket_of
-from reliamq.spi import ConfigurationError, InvalidMessage, Message, TransactionRequired
+from reliamq.spi import ConfigurationError, Message, TransactionRequired
 from reliamq.spi.messages import NO_HEADERS
 from reliamq.topics import Topic
 
@@ -28,7 +28,6 @@ __all__ = ["add", "insert"]
 
 M = TypeVar("M", bound=BaseModel)
 KEY_LOCK_SPACE = 0x524C4D51  # "RLMQ": keeps our advisory locks apart from the user's
-MAX_ID_CHARACTERS = 200  # the column's width
 
 
 def add(
@@ -49,7 +48,7 @@ def add(
     plain = session.sync_session if isinstance(session, AsyncSession) else session
     bind = plain.get_bind(OutboxMessage)
     _refuse_autocommit(bind.get_execution_options(), bind.dialect)
-    message = _storable(topic.message(model, id=id, headers=headers))
+    message = topic.message(model, id=id, headers=headers)
     if not event.contains(plain, "before_flush", _before_flush):
         event.listen(plain, "before_flush", _before_flush)
     plain.add(OutboxMessage(**_columns(message)))
@@ -69,7 +68,7 @@ def insert(
     Raises TransactionRequired when the connection would commit it by itself, ConfigurationError for an unknown driver.
     """
     dialect = _dialect_of(connection)
-    message = _storable(topic.message(model, id=id, headers=headers))
+    message = topic.message(model, id=id, headers=headers)
     cursor = connection.cursor()
     try:
         if dialect.name == "postgresql" and message.key is not None:
@@ -86,12 +85,6 @@ def insert(
     finally:
         cursor.close()
     return message.id
-
-
-def _storable(message: Message) -> Message:
-    if len(message.id) > MAX_ID_CHARACTERS or not message.id.isprintable():
-        raise InvalidMessage(message.topic, message.id, f"its id must be 1 to {MAX_ID_CHARACTERS} printable characters")
-    return message
 
 
 def _columns(message: Message) -> dict[str, Any]:
@@ -117,8 +110,10 @@ def _before_flush(session: Session, _context: object, _instances: object) -> Non
     """Before positions are drawn, take a lock for each key until the end of the transaction.
 
     PostgreSQL draws a position at INSERT and shows the row at COMMIT; without the lock two transactions of one key
-    could commit in the other order.  Databases with one writer, or that lock the index gap, need none.  Sorted: no
-    deadlocks.
+    could commit in the other order.  Databases with one writer, or that lock the index gap, need none.
+
+    Sorted, so that two flushes cannot block each other.  Two transactions that flush several times and take the same
+    keys in another order can: PostgreSQL ends one of them with a deadlock error, to be run again.
     """
     added = [one for one in session.new if isinstance(one, OutboxMessage)]
     if not added:
@@ -126,6 +121,7 @@ def _before_flush(session: Session, _context: object, _instances: object) -> Non
     ours = {"mapper": OutboxMessage}  # a session may have several databases
     connection = session.connection(bind_arguments=ours)
     _refuse_autocommit(connection.get_execution_options(), connection.dialect)
+    _need_transaction(connection.connection.driver_connection)
     if connection.dialect.name != "postgresql":
         return
     for number in _lock_numbers(added):
@@ -154,18 +150,15 @@ def _refuse_autocommit(options: Mapping[str, Any], dialect: Dialect) -> None:
 
 
 def _dialect_of(connection: Any) -> Dialect:
-    drivers = {kind.__module__.partition(".")[0] for kind in type(connection).__mro__}  # a subclass is as good
+    drivers = _drivers_of(connection)
     if inspect.iscoroutinefunction(getattr(connection, "commit", None)):
         raise ConfigurationError("outbox.insert needs a synchronous connection; with async code use an AsyncSession")
+    _need_transaction(connection)
     if "sqlite3" in drivers:
-        by_itself = connection.isolation_level is None or getattr(connection, "autocommit", False) is True  # 3.12
-        _need_transaction(by_itself and not connection.in_transaction)
         return sqlite.dialect(paramstyle="qmark")
     if drivers & {"psycopg", "psycopg2"}:
-        _need_transaction(connection.autocommit and connection.info.transaction_status == 0)
         return postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]  # not annotated there
     if drivers & {"pymysql", "MySQLdb"}:
-        _need_transaction(bool(connection.get_autocommit()))
         return mysql.dialect(paramstyle="pyformat")
     raise ConfigurationError(
         f"outbox.insert does not know connections of '{type(connection).__module__}'; it knows sqlite3, psycopg and "
@@ -173,9 +166,26 @@ def _dialect_of(connection: Any) -> Dialect:
     )
 
 
-def _need_transaction(commits_by_itself: bool) -> None:
-    if commits_by_itself:
+def _need_transaction(connection: Any) -> None:
+    """A driver can be told to commit each statement behind SQLAlchemy's back, and then a rollback undoes nothing."""
+    if _commits_by_itself(connection):
         raise TransactionRequired(
             "the connection is in autocommit mode and no transaction is open, so the message would not share the fate "
             "of the business change; begin a transaction first"
         )
+
+
+def _commits_by_itself(connection: Any) -> bool:
+    drivers = _drivers_of(connection)
+    if drivers & {"sqlite3", "aiosqlite"}:
+        by_itself = connection.isolation_level is None or getattr(connection, "autocommit", False) is True  # 3.12
+        return by_itself and not connection.in_transaction
+    if drivers & {"psycopg", "psycopg2"}:
+        return bool(connection.autocommit and connection.info.transaction_status == 0)
+    if drivers & {"pymysql", "MySQLdb", "aiomysql"}:
+        return bool(connection.get_autocommit())
+    return False  # asyncpg has no such mode
+
+
+def _drivers_of(connection: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(connection).__mro__}  # a subclass is as good

@@ -11,6 +11,8 @@ from datetime import timedelta
 from enum import IntEnum, StrEnum
 from typing import Literal
 
+from reliamq.spi.arguments import check_name, need
+
 __all__ = ["Durability", "Finding", "GroupSpec", "Severity", "TopicSpec"]
 
 
@@ -25,6 +27,18 @@ class Durability(IntEnum):
     """On several machines (three over different racks): survives the loss of any one.  Default for networked brokers.
     """
 
+    @classmethod
+    def named(cls, what: str, name: object) -> Durability:
+        """The member of that name, in any case; a member is itself.  what: whose parameter, for ConfigurationError.
+
+        A bare number is refused: in a file nobody could tell what it means.
+        """
+        if isinstance(name, cls):
+            return name
+        word = name.strip().upper() if isinstance(name, str) else ""
+        need(word in cls.__members__, what, f"one of {', '.join(one.name.lower() for one in cls)}", name)
+        return cls[word]
+
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
@@ -35,6 +49,10 @@ class GroupSpec:
 
     name: str
     start: Literal["earliest", "latest"] = "earliest"
+
+    def __post_init__(self) -> None:
+        check_name("group name", self.name)
+        need(self.start in ("earliest", "latest"), f"group '{self.name}': start", '"earliest" or "latest"', self.start)
 
 
 @dataclass(frozen=True, slots=True)

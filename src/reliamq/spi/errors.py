@@ -22,9 +22,12 @@ handlers: a user's ``except ReliamqError`` cannot eat them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from reliamq.spi.durability import Finding
 from reliamq.spi.outcomes import InDoubt, Rejection, RejectionReason
+
+if TYPE_CHECKING:  # durability checks its values, and so imports the errors
+    from reliamq.spi.durability import Finding
 
 __all__ = [
     "BrokenPlugin",
@@ -70,11 +73,14 @@ class UnknownScheme(ConfigurationError):
 
 
 class MissingExtra(ConfigurationError):
-    """The backend is there, the client library that it needs is not."""
+    """What is asked for is there, the client library that it needs is not.
+
+    backend: the backend's name, or the kind of database.
+    """
 
     def __init__(self, backend: str, module: str, install: str) -> None:
         self.backend, self.module, self.install = backend, module, install
-        super().__init__(f"backend '{backend}' needs the module '{module}', which is not installed; run: {install}")
+        super().__init__(f"'{backend}' needs the module '{module}', which is not installed; run: {install}")
 
 
 class BrokenPlugin(ConfigurationError):
@@ -86,11 +92,15 @@ class BrokenPlugin(ConfigurationError):
 
 
 class HandlerSignatureError(ConfigurationError):
-    """A handler's parameter cannot be filled; raised when it is registered."""
+    """A handler's parameter cannot be filled, or it is no function that can be run; raised when it is registered.
 
-    def __init__(self, handler: str, parameter: str, fault: str) -> None:
+    parameter: which one; None: the function as a whole.
+    """
+
+    def __init__(self, handler: str, parameter: str | None, fault: str) -> None:
         self.handler, self.parameter, self.fault = handler, parameter, fault
-        super().__init__(f"handler {handler}: parameter '{parameter}' {fault}")
+        subject = "it" if parameter is None else f"parameter '{parameter}'"
+        super().__init__(f"handler {handler}: {subject} {fault}")
 
 
 class DuplicateHandler(ConfigurationError):
