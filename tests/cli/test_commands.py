@@ -161,6 +161,10 @@ def test_an_id_or_a_name_that_is_not_there_is_named(run: Run, folder: Path, argu
         (["prove", "--input", "nosuch.ndjson"], "nosuch.ndjson"),
         (["prove", "--database", "not a url"], "no SQLAlchemy URL"),
         (["prove", "--messages", "-1"], "--messages"),
+        (["prove", "--messages", "5", "--input", "x"], "--messages and --input"),
+        (["prove", "--broker", "foo"], "field 'broker'"),
+        (["prove", "--report", "."], "--report .: is a folder"),
+        (["prove", "--report", "nofolder/page.html"], "its folder does not exist"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line_and_exit_code_2(run: Run, arguments: list[str], said: str) -> None:
