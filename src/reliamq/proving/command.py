@@ -73,9 +73,13 @@ def prove(
 ) -> None:
     """Run orders through the whole pipeline, kill its processes, and count every message at the other end.
 
-    Exit code 0: nothing is lost, doubled, reordered or phantom.  1: something is, orders could not be placed, or a
-    process ended by itself.  2: bad arguments or an unreachable server.  130: Ctrl-C or SIGTERM, and nothing wrong so
-    far; what was in flight is not judged.
+    Exit code 0: nothing is lost, doubled, reordered or phantom.
+
+    1: something is, or orders were not placed, or a process ended by itself.
+
+    2: bad arguments or an unreachable server.
+
+    130: Ctrl-C or SIGTERM, and nothing is wrong; what was in flight is not judged.
     """
     pace = _Pace(kill_every, deadline)
     with (
