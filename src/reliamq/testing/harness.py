@@ -7,6 +7,8 @@ removes duplicates or repeats a publish: that would hide what a test is for.
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -60,13 +62,18 @@ def promise(*numbers: str) -> Callable[[F], F]:
 
 @dataclass
 class Stage:
-    """One broker, one topic.  make_backend: another handle on the same broker."""
+    """One broker, one topic.
+
+    make_backend: another handle on the same broker.  url: how another process reaches it; empty: as the backend says.
+    """
 
     make_backend: MakeBackend
     topic: str = field(default_factory=lambda: f"conformance-{uuid.uuid4()}")
+    url: str = ""
 
     def __post_init__(self) -> None:
         self.backend = self.make_backend()
+        self.url = self.url or self.backend.url
 
     def require(self, capability: str) -> None:
         """Leave the test out where the backend says that it cannot."""
@@ -96,15 +103,21 @@ class Stage:
         values: dict[str, Any] = {"durability": min(self.backend.capabilities.durability, Durability.REPLICATED)}
         return TopicSpec(self.topic, named, **(values | fields))
 
-    async def send(self, *messages: Message) -> Sequence[Outcome]:
-        """Send one batch."""
+    async def send(self, *messages: Message, within: timedelta | None = None) -> Sequence[Outcome]:
+        """Send one batch.  within: until its deadline; None: the test's patience."""
         async with self.backend.publisher() as publisher:
-            return await publisher.send(messages, deadline=time.monotonic() + PATIENCE.total_seconds())
+            return await publisher.send(messages, deadline=time.monotonic() + (within or PATIENCE).total_seconds())
 
     async def publish(self, *messages: Message) -> None:
         """Send one batch, all of which must be confirmed."""
         outcomes = await self.send(*messages)
         assert [type(one) for one in outcomes] == [Confirmation] * len(messages), outcomes
+
+    async def publish_by_a_process_that_is_killed(self, count: int) -> None:
+        """Send numbered messages of one key in a process of its own, killed the moment that they are confirmed."""
+        command = [sys.executable, "-m", "reliamq.testing.process", self.topic, str(count)]
+        done = await anyio.run_process(command, input=self.url.encode(), check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
     # --- arrival ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 
 from reliamq.testing.harness import MakeBackend, Stage
 
-__all__ = ["anyio_backend", "stage"]
+__all__ = ["anyio_backend", "backend_url", "stage"]
 
 
 @pytest.fixture
@@ -19,9 +19,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def stage(make_backend: MakeBackend) -> Stage:
+def backend_url(make_backend: MakeBackend) -> str:
+    """The URL by which another process reaches the same broker; give your own where the backend's leaves out secrets
+    or settings.
+    """
+    return make_backend().url
+
+
+@pytest.fixture
+def stage(make_backend: MakeBackend, backend_url: str) -> Stage:
     """A topic of the test's own on the backend that your ``make_backend`` fixture gives."""
-    return Stage(make_backend)
+    return Stage(make_backend, url=backend_url)
 
 
 def pytest_configure(config: pytest.Config) -> None:

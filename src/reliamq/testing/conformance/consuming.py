@@ -174,6 +174,23 @@ async def test_a_late_settlement_is_told_and_changes_nothing_for_the_new_owner(s
         assert bodies(await owner.handle(1)) == [b"contested"]
 
 
+@promise("C12")
+async def test_a_late_retry_or_release_is_told_and_takes_nothing_from_the_new_owner(stage: Stage) -> None:
+    await stage.declare()
+    await stage.publish(*[stage.message(key=b"%d" % number) for number in range(3)])
+    async with stage.abandoned_member(lease=LEASE) as late, stage.member() as owner:
+        one, two, three = await late.take(3)
+        owned = await owner.take(3)
+
+        told = await late.settle(Retry(one, timedelta(0)), Retry(two, timedelta(0), keep_order=False), Release(three))
+        assert {settlement.delivery.receipt for settlement in told} == {one.receipt, two.receipt, three.receipt}
+        await owner.nothing_comes()
+        assert list(await owner.subscription.extend(owned)) == owned
+
+        assert not await owner.settle(*[Retry(delivery, timedelta(0), counts=False) for delivery in owned])
+        assert [delivery.failures for delivery in await owner.handle(3)] == [0, 0, 0]
+
+
 @promise("C1")
 async def test_cancelling_a_receive_loses_nothing(stage: Stage) -> None:
     await stage.declare()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from reliamq.spi import Confirmation, DeadLetterRecord, Message
 from reliamq.testing.harness import PATIENCE, Stage, bodies, for_group, promise
@@ -66,15 +66,43 @@ async def test_adding_one_again_replaces_it_and_removing_is_final(stage: Stage) 
 
 
 @promise("C5")
+async def test_removing_a_dead_letter_of_one_group_leaves_the_others(stage: Stage) -> None:
+    message, other = stage.message(), stage.message()
+    await bury(stage, record_of(message), record_of(message, group="h"), record_of(other))
+
+    async with stage.backend.dead_letters() as dead_letters:
+        (found,) = await dead_letters.find(topic=stage.topic, group="g", message_id=message.id)
+        assert await dead_letters.remove([found]) == 1
+        left = await dead_letters.find(topic=stage.topic)
+
+    assert [(one.group, one.message.id) for one in left] == [("h", message.id), ("g", other.id)]
+
+
+@promise("C5")
+async def test_one_that_died_again_since_it_was_found_is_not_removed(stage: Stage) -> None:
+    first = record_of(stage.message(), reason="first")
+    again = replace(first, reason="again", died_at=first.died_at + timedelta(seconds=1))
+    await bury(stage, first)
+
+    async with stage.backend.dead_letters() as dead_letters:
+        (found,) = await dead_letters.find(topic=stage.topic)
+        await bury(stage, again)
+        assert await dead_letters.remove([found]) == 0
+        (left,) = await dead_letters.find(topic=stage.topic)
+        assert left.reason == "again"
+        assert await dead_letters.remove([left]) == 1
+
+
+@promise("C5")
 async def test_a_replay_reaches_the_group_that_gave_up_and_no_other(stage: Stage) -> None:
-    await stage.declare("gave up", "did not")
+    await stage.declare("gave-up", "did-not")
     message = stage.message(b"again", key=b"k")
     await stage.publish(message)
-    async with stage.member("gave up") as one, stage.member("did not") as other:
+    async with stage.member("gave-up") as one, stage.member("did-not") as other:
         await one.handle(1)
         await other.handle(1)
 
-        await stage.publish(for_group(message, "gave up"))
+        await stage.publish(for_group(message, "gave-up"))
 
         (replayed,) = await one.handle(1)
         assert (replayed.message.id, replayed.attempt) == (message.id, 1)

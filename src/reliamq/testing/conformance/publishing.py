@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from reliamq.spi import Confirmation, Rejection, RejectionReason
-from reliamq.testing.harness import Stage, bodies, promise
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import anyio
+import pytest
+
+from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Rejection, RejectionReason
+from reliamq.testing.harness import MOMENT, Stage, bodies, for_group, promise
+
+PROMPT = 5.0
+"""Seconds in which an answer comes that waits for nothing."""
 
 
 @promise("P1")
@@ -13,6 +23,34 @@ async def test_what_was_confirmed_is_delivered_after_everything_was_closed(stage
 
     async with stage.member() as member:
         assert bodies(await member.handle(20)) == [str(number).encode() for number in range(20)]
+
+
+@promise("P1")
+async def test_what_was_confirmed_to_a_process_that_was_killed_is_delivered(stage: Stage) -> None:
+    stage.require("survives_restart")
+    await stage.declare()
+    await stage.publish_by_a_process_that_is_killed(3)
+
+    async with stage.member() as member:
+        assert bodies(await member.handle(3)) == [b"0", b"1", b"2"]
+
+
+@promise("P1")
+async def test_what_another_process_publishes_reaches_a_member_of_this_one(stage: Stage) -> None:
+    stage.require("shared_between_processes")
+    await stage.declare()
+    async with stage.member() as member:
+        await member.nothing_comes()
+        await stage.publish_by_a_process_that_is_killed(3)
+
+        assert bodies(await member.handle(3)) == [b"0", b"1", b"2"]
+
+
+@promise("P1")
+async def test_who_promises_the_disk_promises_to_survive_a_restart(stage: Stage) -> None:
+    capabilities = stage.backend.capabilities
+
+    assert capabilities.survives_restart or capabilities.durability is Durability.DEVELOPMENT
 
 
 @promise("P2")
@@ -88,6 +126,21 @@ async def test_an_id_that_is_published_twice_is_stored_once(stage: Stage) -> Non
         await member.nothing_comes()
 
 
+@promise("P4")
+async def test_an_id_that_is_replayed_to_one_group_and_to_another_reaches_each_as_its_own(stage: Stage) -> None:
+    await stage.declare("one", "two")
+    message = stage.message(b"again", key=b"k")
+    await stage.publish(for_group(message, "one"))
+    await stage.publish(for_group(message, "two"))
+
+    for group in ("one", "two"):
+        async with stage.member(group) as member:
+            (replayed,) = await member.handle(1)
+            assert replayed.message.id == message.id
+            assert replayed.message.only_group in (None, group)
+            await member.nothing_comes()
+
+
 @promise("P5")
 async def test_messages_of_a_key_are_stored_in_the_order_of_sending(stage: Stage) -> None:
     await stage.declare()
@@ -112,3 +165,23 @@ async def test_a_message_at_the_limit_is_stored_and_one_over_it_is_rejected(stag
     assert isinstance(fits, Confirmation)
     assert isinstance(over, Rejection)
     assert over.reason is RejectionReason.TOO_LARGE
+
+
+@promise("P6")
+@pytest.mark.parametrize("seconds", [-1, 0.001])
+async def test_a_send_whose_deadline_is_over_is_answered_and_what_it_rejects_is_not_stored(
+    stage: Stage, seconds: float
+) -> None:
+    await stage.declare()
+    messages = stage.numbered(3, key=b"k")
+    rejected = {message.id for message in messages}
+    started = time.monotonic()
+    with anyio.move_on_after(PROMPT), suppress(BrokerUnavailable):  # none could be tried: as good as rejected
+        outcomes = await stage.send(*messages, within=timedelta(seconds=seconds))
+        rejected = {one.message_id for one in outcomes if isinstance(one, Rejection)}
+        assert {one.message_id for one in outcomes} == {message.id for message in messages}
+
+    assert time.monotonic() - started < PROMPT, "the deadline was not kept"
+    async with stage.member() as member:
+        came = await member.receive(wait=MOMENT)
+        assert not rejected & {one.message.id for one in came}

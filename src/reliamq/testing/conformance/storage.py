@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import anyio
 
-from reliamq.spi import Durability, GroupSpec, Severity
+from reliamq.spi import Durability, GroupSpec, Release, Severity
 from reliamq.testing.harness import Stage, bodies, promise
 
 
@@ -90,3 +90,19 @@ async def test_a_group_that_starts_at_the_latest_gets_only_what_comes_after_it(s
     async with stage.member("new") as member:
         assert bodies(await member.handle(1)) == [b"after"]
         await member.nothing_comes()
+
+
+@promise("C9")
+async def test_retention_removes_nothing_that_a_group_has_not_finished(stage: Stage) -> None:
+    await stage.declare("slow", "quick", retention=timedelta(seconds=0.1))
+    await stage.publish(*stage.numbered(6))
+    async with stage.member("slow") as slow, stage.member("quick") as quick:
+        held = await slow.take(2)
+        await quick.handle(6)
+        for number in range(6, 10):  # a broker may look at what it keeps only when something happens
+            await anyio.sleep(0.3)
+            await stage.publish(stage.message(b"%d" % number))
+            await quick.handle(1)
+
+        await slow.settle(*[Release(delivery) for delivery in held])
+        assert sorted(int(one) for one in bodies(await slow.handle(10))) == list(range(10))
