@@ -67,14 +67,14 @@ async def test_adding_one_again_replaces_it_and_removing_is_final(stage: Stage) 
 
 @promise("C5")
 async def test_a_replay_reaches_the_group_that_gave_up_and_no_other(stage: Stage) -> None:
-    await stage.declare("gave up", "did not")
+    await stage.declare("gave-up", "did-not")
     message = stage.message(b"again", key=b"k")
     await stage.publish(message)
-    async with stage.member("gave up") as one, stage.member("did not") as other:
+    async with stage.member("gave-up") as one, stage.member("did-not") as other:
         await one.handle(1)
         await other.handle(1)
 
-        await stage.publish(for_group(message, "gave up"))
+        await stage.publish(for_group(message, "gave-up"))
 
         (replayed,) = await one.handle(1)
         assert (replayed.message.id, replayed.attempt) == (message.id, 1)
