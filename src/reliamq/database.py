@@ -43,7 +43,10 @@ _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
 
 
 class now_seconds(FunctionElement[float]):  # noqa: N801  # reads as an SQL function in statements
-    """The database's own clock, seconds since 1970, as an SQL expression (O8)."""
+    """The database's own clock, seconds since 1970, as an SQL expression (O8).
+
+    It stands still within one statement, so that a claim judges all rows by one moment.
+    """
 
     type = Double()
     inherit_cache = True
@@ -62,13 +65,15 @@ def _sqlite_clock(*_: Any, **__: Any) -> str:
 
 @compiles(now_seconds, "postgresql")
 def _postgresql_clock(*_: Any, **__: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+    # As a subquery it is asked once for the statement.  statement_timestamp() would be the same, but the planner knows
+    # its value, takes nearly every row for due, and reads the whole table.
+    return "(SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision))"
 
 
 @compiles(now_seconds, "mysql")
 @compiles(now_seconds, "mariadb")
 def _mysql_clock(*_: Any, **__: Any) -> str:
-    return "CAST(unix_timestamp(sysdate(6)) AS double)"
+    return "CAST(unix_timestamp(now(6)) AS double)"
 
 
 @asynccontextmanager

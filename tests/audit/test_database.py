@@ -42,7 +42,16 @@ def server_set_to(url: str, setting: str, value: str) -> Iterator[None]:
 async def test_a_sound_server_and_a_sound_file_give_no_finding(postgresql_url: str, tmp_path: Path) -> None:
     with server_set_to(postgresql_url, "fsync", "on"):
         assert await audited(postgresql_url) == []
+    (tmp_path / "app.db").touch()
     assert await audited(f"sqlite:///{tmp_path}/app.db") == []
+
+
+async def test_a_file_that_is_not_there_is_found_and_not_made(tmp_path: Path) -> None:
+    (finding,) = await audited(f"sqlite:///{tmp_path}/app.db")
+
+    assert (finding.severity, finding.setting) == (Severity.LOSES, "file")
+    assert "app.db is missing" in finding.found
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(folder: Path) -> Run:
-    def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout: float = 60, input: str | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from reliamq.cli import main; main()", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+        environment = None if env is None else {**os.environ, **env}
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=timeout, input=input, env=environment
+        )
 
     return run

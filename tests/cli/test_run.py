@@ -16,18 +16,12 @@ from tests.cli.conftest import Run
 
 
 @contextmanager
-def running_worker(folder: Path, workers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    command = [
-        sys.executable,
-        "-c",
-        "from reliamq.cli import main; main()",
-        "run",
-        "orders:app",
-        "--workers",
-        str(workers),
-    ]
+def running_worker(folder: Path, workers: int = 1, command: str = "run") -> Iterator[subprocess.Popen[bytes]]:
+    line = [sys.executable, "-c", "from reliamq.cli import main; main()", command, "orders:app"]
+    if command == "run":
+        line += ["--workers", str(workers)]
     with (folder / "worker.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(line, cwd=folder, stdout=log, stderr=log)
     try:
         yield process
     finally:
@@ -94,3 +88,67 @@ def test_sigterm_ends_all_workers_with_exit_code_0(folder: Path) -> None:
         time.sleep(2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def log_of(folder: Path) -> str:
+    path = folder / "worker.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_broker_that_is_away_at_the_start_is_tried_again_until_it_is_there(run: Run, folder: Path) -> None:
+    (folder / "reliamq.toml").write_text('broker = "embedded:///later/broker.db"\ndatabase = "sqlite:///database.db"\n')
+    (folder / "one.ndjson").write_text('{"number": 7}\n')
+    with running_worker(folder):
+        wait_until(lambda: log_of(folder).count("could not reach broker or database; starting again") >= 2)
+        (folder / "later").mkdir()
+        assert run("publish", "orders", "--app", "orders:app", "--file", "one.ndjson").returncode == 0
+        wait_until(lambda: handled(folder) == [7])
+    assert "could not be closed properly" not in log_of(folder)
+
+
+def test_a_database_that_is_away_at_the_start_is_tried_again(folder: Path) -> None:
+    (folder / "reliamq.toml").write_text('database = "sqlite:///nofolder/database.db"\n')
+    with running_worker(folder):
+        wait_until(lambda: log_of(folder).count("could not reach broker or database; starting again") >= 2)
+
+
+def test_a_broker_that_falls_short_from_the_first_start_ends_all_with_exit_code_2(folder: Path) -> None:
+    (folder / "reliamq.toml").write_text('durability = "replicated"\n')
+    with running_worker(folder, workers=2) as process:
+        assert process.wait(30) == 2
+    assert "required replicated" in log_of(folder)
+    assert "starting again" not in log_of(folder)
+
+
+def test_a_relay_says_that_it_runs_and_how_much_it_sent(run: Run, folder: Path) -> None:
+    place = (
+        "from orders import *\nfrom reliamq import outbox\nfrom reliamq.database import open_sync_engine\n"
+        "from sqlalchemy.orm import Session\nimport anyio\nanyio.run(app.create_tables)\n"
+        "with open_sync_engine('sqlite:///database.db') as engine, Session(engine) as session:\n"
+        "    outbox.add(session, orders, Order(number=1))\n    session.commit()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", place], cwd=folder).returncode == 0
+    with running_worker(folder, command="relay") as process:
+        wait_until(lambda: '"waiting": 0' in run("outbox", "status", "--app", "orders:app", "--json").stdout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+    assert "relaying from sqlite:///database.db to embedded:///broker.db" in log_of(folder)
+    assert "1 sent and confirmed, 0 rejected" in log_of(folder)
+
+
+def test_a_refusal_after_workers_have_run_well_does_not_stop_those_that_run(tmp_path: Path) -> None:
+    """Somebody changes the configuration while one worker is started again."""
+    worker = "import pathlib, sys, time; old = pathlib.Path('old'); again = old.exists(); old.touch()"
+    worker += "; time.sleep(0.5); sys.exit(2 if again else 1)"
+    supervise = (
+        "import sys, logging; logging.basicConfig(level='INFO'); from reliamq.cli import supervisor\n"
+        f"supervisor.STEADY_SECONDS = 0.3\nsupervisor.Supervisor([sys.executable, '-c', {worker!r}], 1).run()\n"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", supervise], cwd=tmp_path, stderr=log)
+    try:
+        wait_until(lambda: "ended with 2; starting again" in (tmp_path / "log").read_text())
+    finally:
+        process.terminate()
+        process.wait(20)

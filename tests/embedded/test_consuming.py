@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -491,3 +493,23 @@ async def test_an_old_receipt_settles_nothing_beside_the_new_one(backend: Embedd
         assert list(await member.begin([old, new])) == list(await member.extend([old, new])) == [new]
         assert list(await member.settle([Ack(old), Retry(new, timedelta())])) == [], "old was settled before"
         assert [delivery.failures for delivery in await receive(member)] == [1]
+
+
+async def test_what_a_hand_out_in_doubt_took_is_not_overtaken_by_later_ones_of_its_key(tmp_path: Path) -> None:
+    """C3: the member never saw it, and must not be taken for its owner.  Here a trigger makes the hand-out wait."""
+    backend = EmbeddedBackend(f"embedded:///{tmp_path}/broker.db?patience_seconds=0.3")
+    await declare(backend)
+    may_go_on = threading.Event()
+
+    def slow_down(connection: sqlite3.Connection) -> None:
+        connection.create_function("pause", 0, lambda: may_go_on.wait(20))
+        connection.execute("CREATE TEMP TRIGGER slow AFTER UPDATE ON group_ BEGIN SELECT pause(); END")
+
+    async with backend.publisher() as publisher, backend.subscription("orders", "g", lease=LEASE) as member:
+        await publish(publisher, message("first", "k"))
+        await backend._database.read(slow_down)
+        with pytest.raises(BrokerUnavailable, match="not finished"):
+            await receive(member)
+        may_go_on.set()
+        await publish(publisher, message("second", "k"))
+        assert texts(await receive(member)) == ["first", "second"]

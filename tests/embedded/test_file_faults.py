@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def open_it(url: str) -> None:
-    async with EmbeddedBackend(url).storage():
+    async with EmbeddedBackend(url).publisher():
         pytest.fail("it was opened")
 
 

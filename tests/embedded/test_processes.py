@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import chain, groupby
@@ -15,6 +18,7 @@ import anyio
 import pytest
 
 from reliamq.embedded.backend import EmbeddedBackend
+from reliamq.embedded.writelock import WriteLock
 from reliamq.spi import Ack
 
 from .conftest import LEASE, declare, message, publish, receive, texts
@@ -148,3 +152,31 @@ def test_a_forked_child_uses_the_broker_by_a_connection_of_its_own(file_url: str
 
     Process("fork", file_url).finished()
     assert anyio.run(all_bodies) == ["before-0", "child-0", "after-0"]
+
+
+def test_a_forked_child_does_not_keep_the_write_lock_of_its_killed_parent(tmp_path: Path) -> None:
+    script = f"""
+import os, time
+from reliamq.embedded.writelock import WriteLock
+with WriteLock({str(tmp_path / "broker.db")!r}).held():
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(20)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"held\n"
+        parent.kill()
+        taken = threading.Event()
+
+        def take() -> None:
+            with WriteLock(str(tmp_path / "broker.db")).held():
+                taken.set()
+
+        threading.Thread(target=take, daemon=True).start()
+        try:
+            assert taken.wait(5)
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)

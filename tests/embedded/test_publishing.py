@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -266,3 +267,26 @@ async def test_a_commit_that_is_not_finished_by_the_deadline_is_in_doubt(tmp_pat
         outcomes = await publisher.send([slow], deadline=soon())
         assert outcomes == [Confirmation(slow.id, "1", duplicate=True)]
         assert texts(await receive(member)) == ["slow"]
+
+
+async def test_a_message_replayed_to_several_groups_reaches_each_of_them(backend: EmbeddedBackend) -> None:
+    """C5: stored once for the first group, it belongs to the second as well."""
+    await declare(backend, topic("orders", "a", "b"))
+    async with backend.publisher() as publisher:
+        await publish(publisher, message("given up", id="x", only_group="a"))
+        await publish(publisher, message("given up", id="x", only_group="b"))
+
+    for group in ("a", "b"):
+        async with backend.subscription("orders", group, lease=LEASE) as member:
+            assert [one.message.only_group for one in await receive(member)] == [group]
+
+
+@pytest.mark.parametrize("field", ["id", "type", "source", "content_type"])
+async def test_a_nul_is_refused_and_its_neighbours_are_stored(backend: EmbeddedBackend, field: str) -> None:
+    """P2"""
+    await declare(backend)
+    bad = replace(message("bad"), **{field: "a\0b"})  # type: ignore[arg-type]  # all of them are text
+    async with backend.publisher() as publisher:
+        for _ in range(2):
+            outcomes = await publisher.send([message("0"), bad, message("2")], deadline=soon())
+            assert [type(one) for one in outcomes] == [Confirmation, Rejection, Confirmation]

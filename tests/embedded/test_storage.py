@@ -283,6 +283,15 @@ async def test_an_audit_names_what_is_not_declared_or_less_than_asked(backend: E
     assert all(finding.why and finding.fix for finding in findings)
 
 
+async def test_an_audit_of_a_file_that_is_not_there_says_so_and_creates_nothing(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(f"embedded:///{tmp_path}/broker.db")
+    missing, topic_missing = await audited(backend, topic())
+    assert (missing.severity, missing.setting, missing.found) == (Severity.LOSES, "file", "missing")
+    assert "await app.declare()" in topic_missing.fix
+    assert os.listdir(tmp_path) == []
+    assert await declared(backend) == await audited(backend) == []
+
+
 def set_version(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 7")

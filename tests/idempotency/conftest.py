@@ -73,7 +73,7 @@ def sync_engine(engine: AsyncEngine, database: str) -> Iterator[Engine]:
 
 
 def identity(message_id: str | None = None, *, handler: str = "handler", group: str = "g") -> ProcessedId:
-    return ProcessedId(group, handler, message_id or f"message-{next(_numbers)}")
+    return ProcessedId("topic", group, handler, message_id or f"message-{next(_numbers)}")
 
 
 def record(one: ProcessedId) -> Callable[[AsyncSession], Awaitable[None]]:

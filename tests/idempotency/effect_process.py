@@ -31,7 +31,7 @@ def halt(stage: str, at: str) -> None:
 
 
 async def main(database: str, message_id: str, stage: str, guard: str) -> None:
-    one = ProcessedId("g", "handler", message_id)
+    one = ProcessedId("topic", "g", "handler", message_id)
 
     async def in_transaction(session: Any) -> None:
         session.add(Effect(message_id=message_id, pid=os.getpid()))

@@ -45,7 +45,7 @@ class Leases(RuleBasedStateMachine):
 
     @rule(name=names, seconds=st.integers(0, 10))
     def acquire(self, name: str, seconds: int) -> None:
-        answer = self.call(self.store.acquire, ProcessedId("g", "h", name), lease=timedelta(seconds=seconds))
+        answer = self.call(self.store.acquire, ProcessedId("t", "g", "h", name), lease=timedelta(seconds=seconds))
         if name in self.done:
             assert answer == LeaseState(done=True, result=self.done[name])
         elif self.until[name] > self.now:

@@ -159,9 +159,9 @@ async def test_leases_go_by_the_stores_clock(
     assert 0 < busy.busy_seconds <= 30
 
 
-async def test_memory_forgets_what_was_never_completed_a_day_after_its_lease() -> None:
+async def test_memory_forgets_what_was_never_completed_when_it_need_not_remember_it_any_longer() -> None:
     now = 0.0
-    store, one = MemoryLeaseStore(clock=lambda: now), identity()
+    store, one = MemoryLeaseStore(clock=lambda: now, remember=timedelta(days=1)), identity()
     grant = await granted(store, one)
     now = 20.0
     assert await store.extend(grant, lease=LONG) is True
@@ -189,7 +189,7 @@ async def test_an_effect_under_a_lease_happens_once_and_gets_its_fencing_token(s
         assert await guard.apply_in_thread(one, tokens.append) is False
         assert await guard.apply_in_thread(identity("other"), tokens.append) is True
 
-    assert tokens == [FencingToken(f"g/handler/{one.message_id}", 1), FencingToken("g/handler/other", 1)]
+    assert tokens == [FencingToken(f"topic/g/handler/{one.message_id}", 1), FencingToken("topic/g/handler/other", 1)]
 
 
 async def test_an_effect_that_is_in_progress_elsewhere_is_busy(memory: MemoryLeaseStore) -> None:

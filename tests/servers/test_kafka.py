@@ -28,8 +28,8 @@ def whole(kafka: KafkaCluster) -> Iterator[KafkaCluster]:
 
 async def brokers(cluster: KafkaCluster) -> dict[int, str]:
     admin = AIOKafkaAdminClient(bootstrap_servers=cluster.addresses)
-    await admin.start()
     try:
+        await admin.start()
         return {each["node_id"]: each["rack"] for each in (await admin.describe_cluster())["brokers"]}
     finally:
         await admin.close()
@@ -66,6 +66,7 @@ async def test_a_client_signs_in_over_tls(kafka: KafkaCluster, mechanism: str) -
     )
     await producer.start()
     await producer.stop()
+    await asyncio.sleep(0.3)  # it does not wait for TLS to say goodbye
 
 
 class TestProxy:

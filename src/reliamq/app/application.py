@@ -24,6 +24,7 @@ from reliamq.app.registry import DEFAULT_TIMEOUT, GroupKey, Registry
 from reliamq.backends import open_backend
 from reliamq.consuming import DeadLetterDesk, GroupMember, Middleware, Pipeline
 from reliamq.consuming.member import Limits
+from reliamq.consuming.suspects import Suspects
 from reliamq.handlers import Backoff, Effects
 from reliamq.publishing import ConfirmingPublisher
 from reliamq.settings import Settings, masked
@@ -340,8 +341,8 @@ class Reliamq:
                 open_guards(self.settings, self._registry.all_handlers(), self._lease_store)
             )
             dead_letters = await stack.enter_async_context(self.backend.dead_letters())
-            solo = anyio.Lock()
-            members = [self._member(key, guards, providers, dead_letters, solo) for key in self._registry.handlers]
+            suspects = Suspects()
+            members = [self._member(key, guards, providers, dead_letters, suspects) for key in self._registry.handlers]
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(guards.clean_for_ever)
                 async with anyio.create_task_group() as working:
@@ -355,7 +356,7 @@ class Reliamq:
         guards: Guards,
         providers: Mapping[type, object],
         dead_letters: DeadLetters,
-        solo: anyio.Lock,
+        suspects: Suspects,
     ) -> GroupMember:
         topic, group = key
         limits = self.settings.worker
@@ -373,7 +374,7 @@ class Reliamq:
             pipeline,
             concurrency=self._registry.concurrency(key),
             limits=Limits(limits.prefetch, limits.prefetch_bytes, limits.stop_deadline),
-            solo=solo,
+            suspects=suspects,
             label=f"topic '{topic}', group '{group}'",
         )
 

@@ -24,7 +24,6 @@ async def open_publisher(backend: Backend, limits: PublisherSettings) -> AsyncIt
         publisher = ConfirmingPublisher(
             sender,
             batch=limits.batch,
-            batches_in_flight=backend.capabilities.batches_in_flight,
             max_messages=limits.in_flight,
             max_bytes=limits.in_flight_bytes,
         )

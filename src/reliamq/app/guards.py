@@ -90,7 +90,7 @@ async def _lease_guard(
 
     if store is None:
         engine = await stack.enter_async_context(open_engine(_database(settings, "lease")))
-        store = SqlLeaseStore(engine)
+        store = SqlLeaseStore(engine, remember=settings.worker.processed_window)
     cleaning.append(store)
     guard = LeaseGuard(store, lease=settings.worker.lease, keep=settings.worker.processed_window)
     return await stack.enter_async_context(guard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -107,16 +108,33 @@ RULES = {"sqlite": SQLITE, "postgresql": POSTGRESQL}
 
 
 async def audit_database(engine: AsyncEngine) -> Sequence[Finding]:
-    """Read the live values.  Raises BrokerUnavailable when the database cannot be reached."""
+    """Read the live values and create nothing.  Raises BrokerUnavailable when the database cannot be reached."""
     subject = f"database {masked(engine.url.render_as_string())}"
     rules = RULES.get(engine.dialect.name)
     if rules is None:
         return [_unseen(subject, "durability", f"reliamq does not know how to audit {engine.dialect.name}")]
+    if (missing := _missing_file(engine)) is not None:
+        return [_no_file(subject, missing)]
     try:
         async with engine.connect() as connection:
             return [finding async for finding in _check(connection, subject, rules)]
     except (SQLAlchemyError, OSError) as error:
         raise BrokerUnavailable(subject, str(error).splitlines()[0]) from error
+
+
+def _missing_file(engine: AsyncEngine) -> Path | None:
+    """The SQLite file that connecting would make."""
+    name = engine.url.database
+    if engine.dialect.name != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
+        return None
+    path = Path(name).absolute()
+    return None if path.exists() else path
+
+
+def _no_file(subject: str, path: Path) -> Finding:
+    why = "The database is not there: no order and no message can be in it."
+    fix = "Correct the URL, or, where it is to be a new one: start the application once, which makes it."
+    return Finding(Severity.LOSES, subject, "file", f"{path} is missing", "there", why, fix)
 
 
 async def _check(connection: AsyncConnection, subject: str, rules: Sequence[_Rule]) -> AsyncIterator[Finding]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from reliamq.app import Reliamq
-from reliamq.audit import audit_database, findings_table, loses_messages, to_json
+from reliamq.audit import audit_database, audit_durability, findings_table, loses_messages, to_json
 from reliamq.cli.target import load_app, refuse, run_async
 from reliamq.database import open_engine
 from reliamq.settings import load_settings
@@ -50,7 +50,7 @@ def _bare(broker: str | None, database: str | None) -> Reliamq:
 
 
 async def _findings(app: Reliamq) -> Sequence[Finding]:
-    findings = list(await app.audit())
+    findings = [*audit_durability(app.backend, app.settings.durability), *await app.audit()]
     if app.settings.database is not None:
         async with open_engine(app.settings.database) as engine:
             findings += await audit_database(engine)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from reliamq.cli.tables import print_rows
 from reliamq.cli.target import load_app, refuse, run_async
 from reliamq.spi import OutboxStatus, ParkedRow
 
@@ -18,6 +17,7 @@ __all__ = ["commands"]
 commands = typer.Typer(help="The outbox of the configured database.", no_args_is_help=True)
 App = Annotated[str, typer.Option(metavar="MODULE:APP", help="The application.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MOST = 1_000_000
 
 
 @commands.command()
@@ -38,8 +38,12 @@ def status(app: App, as_json: Json = False) -> None:
 
 
 @commands.command()
-def parked(app: App, limit: int = 100, as_json: Json = False) -> None:
-    """Rows that the broker rejected to the last attempt, and what it said."""
+def parked(
+    app: App,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Rows that the broker rejected to the last attempt; into a pipe one line each, parted by tabs."""
 
     async def work() -> Sequence[ParkedRow]:
         async with load_app(app).outbox_store() as store:
@@ -58,10 +62,7 @@ def parked(app: App, limit: int = 100, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("message", "topic", "attempts", "parked at", "error")
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    print_rows(("message", "topic", "attempts", "parked at", "error"), [list(row.values()) for row in rows])
 
 
 @commands.command()
@@ -70,12 +71,20 @@ def requeue(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[MESSAGE_ID]...")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All parked rows.")] = False,
 ) -> None:
-    """Send parked rows again, their attempts counted anew."""
+    """Send parked rows again, their attempts counted anew.  An id that is not parked stops all."""
     if bool(ids) == everything:
         refuse("name message ids, or say --all")
 
     async def work() -> int:
         async with load_app(app).outbox_store() as store:
+            if ids:
+                _check_ids(ids, await store.parked(limit=MOST))
             return await store.requeue(ids or None)
 
     typer.echo(f"{run_async(work)} requeued")
+
+
+def _check_ids(ids: Sequence[str], rows: Sequence[ParkedRow]) -> None:
+    there = {one.row.message.id for one in rows}
+    if missing := [one for one in dict.fromkeys(ids) if one not in there]:
+        refuse(f"there is no parked row of message {', '.join(missing)}; nothing was done")

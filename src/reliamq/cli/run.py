@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reliamq.cli.supervisor import Supervisor, worker_command
-from reliamq.cli.target import Target, load_app
+from reliamq.cli.target import Target, load_shared_app
 
 __all__ = ["run"]
 
@@ -19,8 +19,9 @@ def run(
 ) -> None:
     """Consume for every handler of the application, in supervised processes.
 
+    What cannot be reached is tried again with growing pauses; exit code 2 only for what is wrong from the first start.
     SIGTERM or Ctrl-C once: finish what runs, acknowledge, give the rest back.  Twice: at once.  Three times: kill.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    load_app(target)  # what is wrong with it is said here, once, and not by every worker
+    load_shared_app(target)  # what is wrong with it is said here, once, and not by every worker
     raise typer.Exit(Supervisor(worker_command(target), workers).run())

@@ -1,6 +1,7 @@
 """Keeps a number of worker processes running: starts again who dies, with growing pauses, and hands signals on.
 
-A process that says its configuration is wrong is not started again.  Processes share nothing with the supervisor.
+A process that says its configuration is wrong is not started again, unless workers have run well before: then somebody
+is changing it, and those that run go on.  Processes share nothing with the supervisor.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from reliamq.cli.target import REFUSED
+from reliamq.cli.target import REFUSED, TRY_AGAIN
 
 __all__ = ["Supervisor"]
 
@@ -41,6 +42,7 @@ class Supervisor:
         self._places = [_Place() for _ in range(workers)]
         self._signals = 0
         self._refused = False
+        self._ran_well = False
 
     def run(self) -> int:
         """Supervise until a signal, then until all have ended; the exit code."""
@@ -64,7 +66,8 @@ class Supervisor:
         if code is None:
             return
         pid, place.process = place.process.pid, None
-        if code == REFUSED:
+        self._ran_well |= time.monotonic() - place.started_at > STEADY_SECONDS and code != TRY_AGAIN
+        if code == REFUSED and not self._ran_well:
             self._refused = True
         elif not self._signals:
             self._plan_restart(place, pid, code)
@@ -80,8 +83,7 @@ class Supervisor:
         place.failures = 1 if steady else place.failures + 1
         pause = min(0.5 * 2 ** (place.failures - 1), LONGEST_PAUSE)
         place.start_at = time.monotonic() + pause
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        logger.error("worker %d %s; starting again in %.1f s", pid, how, pause)
+        logger.error("worker %d %s; starting again in %.1f s", pid, _how(code), pause)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """First: finish.  Second: stop now, which a worker does by itself.  Third: kill."""
@@ -89,6 +91,12 @@ class Supervisor:
         for place in self._places:
             if place.process is not None and place.process.poll() is None:
                 place.process.send_signal(signal.SIGTERM if self._signals < 3 else signal.SIGKILL)
+
+
+def _how(code: int) -> str:
+    if code == TRY_AGAIN:
+        return "could not reach broker or database"
+    return f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
 
 
 def worker_command(target: str) -> list[str]:

@@ -20,7 +20,34 @@ class Lane:
 
     def __init__(self) -> None:
         self.queue: deque[tuple[Delivery, int]] = deque()
+        self._running: bytes | None = None
+        self._since = 0.0
         self._waiting_keys: dict[bytes, int | None] = {}
+
+    def starts(self, delivery: Delivery, now: float) -> None:
+        """The lane's task works on ``delivery`` from ``now`` on."""
+        self._running, self._since = delivery.message.key, now
+
+    def ends(self) -> None:
+        """It has finished that."""
+        self._running = None
+
+    def take_behind_stuck(self, share: int, *, before: float) -> list[Delivery]:
+        """If its attempt runs since ``before`` or longer: take out what its key has queued beyond ``share``."""
+        if self._running is None or self._since > before or len(self.queue) <= share:
+            return []
+        left: deque[tuple[Delivery, int]] = deque()
+        taken: list[Delivery] = []
+        for delivery, generation in self.queue:
+            if delivery.message.key != self._running:
+                left.append((delivery, generation))
+            elif share > 0:
+                share -= 1
+                left.append((delivery, generation))
+            else:
+                taken.append(delivery)
+        self.queue = left
+        return taken
 
     def hold(self, key: bytes) -> None:
         """The key's message waits for its retry: nothing of it may run from what was received so far."""
@@ -68,6 +95,10 @@ class Lanes:
     def queued(self) -> Iterable[Delivery]:
         """What waits in all lanes, not started."""
         return [delivery for lane in self.lanes for delivery, _ in lane.queue]
+
+    def take_behind_stuck(self, share: int, *, before: float) -> list[Delivery]:
+        """The same of every lane."""
+        return [delivery for lane in self.lanes for delivery in lane.take_behind_stuck(share, before=before)]
 
     def clear(self) -> list[Delivery]:
         """Take out all that has not started."""

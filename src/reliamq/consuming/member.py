@@ -19,12 +19,16 @@ from reliamq.consuming.lanes import Lane, Lanes
 from reliamq.consuming.pipeline import Pipeline
 from reliamq.consuming.retry import Conclusion
 from reliamq.consuming.settlement import Settler
+from reliamq.consuming.suspects import Suspects
+from reliamq.consuming.time_limit import TimeLimit
 from reliamq.spi import BrokerUnavailable, DeadLetters, Delivery, Release, Retry, Settlement, Subscription
 
 __all__ = ["GroupMember", "Limits"]
 
 logger = logging.getLogger("reliamq.consuming")
 RECEIVE_WAIT = timedelta(seconds=1)
+STUCK_SECONDS = 1.0
+LIMIT_CHECK_SECONDS = 0.05
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 
 
@@ -40,9 +44,7 @@ class Limits:
 class GroupMember:
     """Consumes one topic for one group until told to stop.
 
-    solo: shared by all members of the process; a message whose process died in its handler runs holding it, so that at
-    most one
-        such suspect runs at a time and a neighbour is never blamed (C4).
+    suspects: shared by all members of the process; a message whose process died in its handler runs alone in it (C4).
     """
 
     def __init__(
@@ -53,15 +55,15 @@ class GroupMember:
         *,
         concurrency: int,
         limits: Limits,
-        solo: anyio.Lock,
+        suspects: Suspects,
         label: str,
     ) -> None:
         self._opening, self._dead_letters, self._pipeline = subscription, dead_letters, pipeline
-        self._limits, self._solo, self._label = limits, solo, label
+        self._limits, self._suspects, self._label = limits, suspects, label
         self._lanes = Lanes(concurrency)
         self._held: dict[int, Delivery] = {}
         self._held_bytes = 0
-        self._running: dict[int, asyncio.Timeout] = {}
+        self._running: dict[int, TimeLimit] = {}
         self._lost: set[int] = set()
         self._wakers: dict[int, asyncio.Event] = {id(lane): asyncio.Event() for lane in self._lanes.lanes}
         self._room = anyio.Event()
@@ -81,6 +83,7 @@ class GroupMember:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._settler.run)
                 tasks.start_soon(self._renew_for_ever)
+                tasks.start_soon(self._check_limits_for_ever)
                 await self._consume(stop)
                 with anyio.move_on_after(self._limits.stop.total_seconds()) as patience:
                     await self._settler.flush()
@@ -117,7 +120,9 @@ class GroupMember:
             room_bytes = self._limits.prefetch_bytes - self._held_bytes
             # Asking for a handful at a time would make each batch small; wait until a good part is free.
             if room * 4 < self._limits.prefetch or room_bytes <= 0:
-                await self._wait_for_room()
+                self._release_behind_stuck()
+                with anyio.move_on_after(STUCK_SECONDS):
+                    await self._wait_for_room()
                 continue
             self._generation += 1
             try:
@@ -143,10 +148,10 @@ class GroupMember:
     # --- lanes -----------------------------------------------------------------------------------------------------
 
     async def _work_lane(self, lane: Lane) -> None:
-        waker, queue = self._wakers[id(lane)], lane.queue
+        waker = self._wakers[id(lane)]
         while True:
-            while queue:
-                delivery, generation = queue.popleft()
+            while lane.queue:
+                delivery, generation = lane.queue.popleft()
                 if id(delivery) in self._lost:
                     self._forget(delivery)
                 elif not lane.admits(delivery, generation):
@@ -158,21 +163,23 @@ class GroupMember:
             await waker.wait()
 
     async def _attempt(self, lane: Lane, delivery: Delivery) -> None:
-        limit = self._running[id(delivery)] = asyncio.timeout(None)
+        limit = self._running[id(delivery)] = TimeLimit(self._clock)
+        lane.starts(delivery, self._clock())
         conclusion: Conclusion | None = None
         try:
-            async with limit:
+            async with limit.timeout:
                 conclusion = await self._start(delivery, limit)
         except TimeoutError:
-            if not limit.expired():  # not ours; what a handler raises is a conclusion by now
+            if not limit.timeout.expired():  # not ours; what a handler raises is a conclusion by now
                 raise
             if id(delivery) not in self._lost:
-                conclusion = self._pipeline.timed_out(delivery)
+                conclusion = self._pipeline.timed_out(delivery, limit)
         except asyncio.CancelledError:
             # Stopped from outside in the middle of it: rolled back, given to others at once, not an attempt (C8).
             self._settler.add(Release(delivery))
             raise
         finally:
+            lane.ends()
             del self._running[id(delivery)]
             if self._stopping:
                 self._room.set()
@@ -183,19 +190,25 @@ class GroupMember:
             lane.hold(delivery.message.key)
         self._settler.add(conclusion)
 
-    async def _start(self, delivery: Delivery, limit: asyncio.Timeout) -> Conclusion | None:
+    async def _start(self, delivery: Delivery, limit: TimeLimit) -> Conclusion | None:
         """Run one attempt; None when the delivery is somebody else's by now."""
-        if not delivery.redelivered:
-            return await self._within_timeout(delivery, limit)
-        verdict = self._pipeline.verdict_on_crashes(delivery)
+        verdict = self._pipeline.verdict_on_crashes(delivery) if delivery.crashes else None
         if verdict is not None:
             return verdict
-        if not delivery.crashes:
-            return await self._start_recorded(delivery, limit)
-        async with self._solo:
-            return await self._start_recorded(delivery, limit)
+        if delivery.crashes:
+            async with self._suspects.alone():
+                return await self._start_recorded(delivery, limit)
+        while self._suspects.gate is not None:
+            await self._suspects.gate.wait()
+        self._suspects.enter()
+        try:
+            if delivery.redelivered:
+                return await self._start_recorded(delivery, limit)
+            return await self._within_timeout(delivery, limit)
+        finally:
+            self._suspects.leave()
 
-    async def _start_recorded(self, delivery: Delivery, limit: asyncio.Timeout) -> Conclusion | None:
+    async def _start_recorded(self, delivery: Delivery, limit: TimeLimit) -> Conclusion | None:
         while True:
             try:
                 owned = await self._subscription.begin([delivery])
@@ -207,18 +220,23 @@ class GroupMember:
                 return None
             return await self._within_timeout(delivery, limit)
 
-    async def _within_timeout(self, delivery: Delivery, limit: asyncio.Timeout) -> Conclusion:
-        seconds = self._pipeline.timeout(delivery)
-        if seconds is not None:
-            limit.reschedule(self._clock() + seconds)
+    async def _within_timeout(self, delivery: Delivery, limit: TimeLimit) -> Conclusion:
+        limit.allow(self._pipeline.timeout(delivery))
         try:
-            return await self._pipeline.conclude(delivery)
+            return await self._pipeline.conclude(delivery, limit)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if limit.expired() or (task is not None and task.cancelling()):
+            if limit.timeout.expired() or (task is not None and task.cancelling()):
                 raise
             # Looks like a cancellation and nobody cancelled: the handler's client did (a lost connection, say).
             return self._pipeline.failed(delivery, RuntimeError(f"the handler raised {error!r} by itself"))
+
+    async def _check_limits_for_ever(self) -> None:
+        while True:
+            await anyio.sleep(LIMIT_CHECK_SECONDS)
+            now = self._clock()
+            for limit in self._running.values():
+                limit.check(now)
 
     # --- leases and settlement -------------------------------------------------------------------------------------
 
@@ -241,8 +259,17 @@ class GroupMember:
             logger.warning("%s: the lease of message %s was lost", self._label, delivery.message.id)
             self._lost.add(id(delivery))
             limit = self._running.get(id(delivery))
-            if limit is not None and not limit.expired():
-                limit.reschedule(0)  # stop it now
+            if limit is not None:
+                limit.stop_now()
+
+    def _release_behind_stuck(self) -> None:
+        """Give back most of what waits behind a message that takes long, so that other keys find room (C3).
+
+        The broker keeps it until that message is settled.
+        """
+        share = max(1, self._limits.prefetch // (2 * len(self._lanes.lanes)))
+        for delivery in self._lanes.take_behind_stuck(share, before=self._clock() - STUCK_SECONDS):
+            self._settler.add(Release(delivery))
 
     def _release_unstarted(self) -> None:
         for delivery in self._lanes.clear():

@@ -6,16 +6,20 @@ a user's middleware runs around the guard and can neither skip the handler nor t
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
-from reliamq.consuming.retry import Conclusion, after_crashes, after_failure
+from reliamq.consuming.retry import Conclusion, GivenUp, after_crashes, after_failure, describe
+from reliamq.consuming.time_limit import TimeLimit
 from reliamq.handlers import Backoff, Handler
 from reliamq.handlers.plan import Arguments
-from reliamq.spi import Ack, Delivery, EffectGuard, ProcessedId, ReliamqError
+from reliamq.spi import Ack, Delivery, EffectGuard, ProcessedId, ReliamqError, Retry
 from reliamq.topics import Topic
 
 __all__ = ["Middleware", "Pipeline"]
@@ -25,6 +29,7 @@ Middleware = Callable[[Delivery, Callable[[], Awaitable[None]]], Awaitable[None]
 
 logger = logging.getLogger("reliamq.consuming")
 UNHANDLED = Backoff()
+OUTAGE_PAUSE = timedelta(seconds=2)
 
 
 class _Station:
@@ -69,8 +74,11 @@ class Pipeline:
         policy, name = self._policy_of(delivery)
         return after_crashes(delivery, policy, handler=name)
 
-    async def conclude(self, delivery: Delivery) -> Conclusion:
-        """Run one attempt and say what follows.  Cancelled: the guard rolled back; nothing is concluded."""
+    async def conclude(self, delivery: Delivery, limit: TimeLimit) -> Conclusion:
+        """Run one attempt and say what follows.  Cancelled: the guard rolled back; nothing is concluded.
+
+        limit: is told when the effect starts and ends.
+        """
         message = delivery.message
         if message.only_group is not None and message.only_group != self._group:
             return Ack(delivery)  # addressed to another group, on a broker that cannot deliver to one alone
@@ -80,29 +88,37 @@ class Pipeline:
         try:
             model = self._topic.decode(message)
             if self._middleware:
-                await self._run_around(station, model, delivery)
+                await self._run_around(station, model, delivery, limit)
             else:
-                await self._run(station, model, delivery)
+                await self._run(station, model, delivery, limit)
         except Exception as error:
             return self.failed(delivery, error)
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # sys.exit() in a handler ends its attempt, not the process with its neighbours
+            return self.failed(delivery, RuntimeError(f"the handler raised {error!r}"))
         return Ack(delivery)
 
-    def timed_out(self, delivery: Delivery) -> Conclusion:
+    def timed_out(self, delivery: Delivery, limit: TimeLimit) -> Conclusion:
         """What follows when an attempt was stopped at its timeout (C7)."""
-        return self.failed(delivery, TimeoutError(f"the handler took longer than {self.timeout(delivery)} s"))
+        if limit.in_effect:
+            return self.failed(delivery, TimeoutError(f"the handler took longer than {self.timeout(delivery)} s"))
+        why = "its effect could not start, or not be committed, in time: the database, the lease store or a thread"
+        logger.warning("message %s, group %s: %s", delivery.message.id, self._group, why)
+        return Retry(delivery, OUTAGE_PAUSE, keep_order=True, counts=False, reason=why)
 
     def failed(self, delivery: Delivery, error: Exception) -> Conclusion:
         """What follows when an attempt ended with ``error``."""
         policy, name = self._policy_of(delivery)
         conclusion = after_failure(delivery, error, policy, handler=name)
         logger.warning(
-            "message %s, group %s, attempt %d: %s: %s; next: %s",
+            "message %s, topic %s, group %s, attempt %d: %s; next: %s",
             delivery.message.id,
+            delivery.message.topic,
             self._group,
             delivery.attempt,
-            type(error).__qualname__,
-            error,
-            type(conclusion).__name__,
+            describe(error),
+            _in_words(conclusion),
             exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
         )
         return conclusion
@@ -112,29 +128,38 @@ class Pipeline:
         station = self._stations.get(delivery.message.type)
         return (station.handler.retry, station.handler.name) if station else (UNHANDLED, "")
 
-    async def _run(self, station: _Station, model: BaseModel, delivery: Delivery) -> None:
+    async def _run(self, station: _Station, model: BaseModel, delivery: Delivery, limit: TimeLimit) -> None:
         handler, function = station.handler, station.handler.function
-        identity = ProcessedId(self._group, handler.name, delivery.message.id)
+        identity = ProcessedId(self._topic.name, self._group, handler.name, delivery.message.id)
         if station.is_async:
 
             async def effect(resource: Any) -> None:
-                await function(**station.arguments(model, delivery, resource))
+                limit.effect_starts()
+                try:
+                    await function(**station.arguments(model, delivery, resource))
+                finally:
+                    limit.effect_ends()
 
             await station.guard.apply(identity, effect)
         else:
+            on_loop = asyncio.get_running_loop().call_soon_threadsafe
 
             def plain_effect(resource: Any) -> None:
-                function(**station.arguments(model, delivery, resource))
+                on_loop(limit.effect_starts)
+                try:
+                    _refuse_unfinished(function(**station.arguments(model, delivery, resource)))
+                finally:
+                    on_loop(limit.effect_ends)
 
             await station.guard.apply_in_thread(identity, plain_effect)
 
-    async def _run_around(self, station: _Station, model: BaseModel, delivery: Delivery) -> None:
+    async def _run_around(self, station: _Station, model: BaseModel, delivery: Delivery, limit: TimeLimit) -> None:
         """Run under the middleware, outermost first; whatever they do, the handler's own fate counts."""
         fate: list[Exception | None] = []
 
         async def innermost() -> None:
             try:
-                await self._run(station, model, delivery)
+                await self._run(station, model, delivery, limit)
             except Exception as error:
                 fate[:] = [error]
                 raise
@@ -154,6 +179,24 @@ class Pipeline:
         known = "the topic knows it" if self._topic.knows(delivery.message.type) else "the topic does not know it"
         error = ReliamqError(f"group '{self._group}' has no handler for type '{delivery.message.type}' ({known})")
         return self.failed(delivery, error)
+
+
+def _refuse_unfinished(result: object) -> None:
+    """A plain function that hands back a coroutine or a generator has not run yet: that must not acknowledge."""
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise TypeError(f"the handler returned a {type(result).__name__} instead of doing its work; make it async def")
+
+
+def _in_words(conclusion: Conclusion) -> str:
+    match conclusion:
+        case GivenUp():
+            return "dead letter"
+        case Retry(delay=delay):
+            return f"again in {delay.total_seconds():.1f} s"
+        case _:
+            return type(conclusion).__name__.lower()
 
 
 def _around(

@@ -6,20 +6,32 @@ dropped: what the broker could not take is kept and tried again.  When :meth:`Se
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import anyio
 
 from reliamq.consuming.retry import Conclusion, GivenUp
-from reliamq.spi import Ack, BrokerUnavailable, Confirmation, DeadLetters, Outcome, Settlement, Subscription
+from reliamq.spi import (
+    Ack,
+    BrokerUnavailable,
+    Confirmation,
+    DeadLetters,
+    Outcome,
+    Rejection,
+    Settlement,
+    Subscription,
+)
 
 __all__ = ["Settler"]
 
 logger = logging.getLogger("reliamq.consuming")
 PAUSE_SECONDS = 0.2
 DEAD_LETTER_SECONDS = 10.0
+FEW_CHARACTERS = 200
 
 
 class Settler:
@@ -37,6 +49,7 @@ class Settler:
     ) -> None:
         self._subscription, self._dead_letters, self._settled = subscription, dead_letters, settled
         self._pending: list[Conclusion] = []
+        self._waiting = 0  # dead letters that are tried again later
         self._work = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
@@ -60,7 +73,8 @@ class Settler:
             while self._pending:
                 batch, self._pending = self._pending, []
                 await self._settle(batch)
-            self._idle.set()
+            if not self._waiting:
+                self._idle.set()
 
     async def _settle(self, batch: list[Conclusion]) -> None:
         given_up = [conclusion for conclusion in batch if isinstance(conclusion, GivenUp)]
@@ -78,7 +92,7 @@ class Settler:
             )
         except BrokerUnavailable as error:
             logger.error("%d dead letters wait, their originals stay unacknowledged: %s", len(given_up), error)
-            await self._later(given_up)
+            self._later(given_up)
             return []
         buried: list[Settlement] = []
         again: list[GivenUp] = []
@@ -86,15 +100,22 @@ class Settler:
             if isinstance(outcome, Confirmation):
                 buried.append(Ack(one.delivery))
             else:
-                again.append(one)
+                refused = isinstance(outcome, Rejection) and outcome.reason.judges_message
+                again.append(_in_few_words(one) if refused else one)
                 logger.error("dead letter %s not stored, original kept: %s", one.record.message.id, outcome.detail)
         if again:
-            await self._later(again)
+            self._later(again)
         return buried
 
-    async def _later(self, conclusions: Sequence[Conclusion]) -> None:
-        self._pending = [*conclusions, *self._pending]
-        await anyio.sleep(PAUSE_SECONDS)
+    def _later(self, conclusions: Sequence[Conclusion]) -> None:
+        """Conclude these once more after a pause; what comes meanwhile need not wait for them."""
+        self._waiting += len(conclusions)
+        asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._again, conclusions)
+
+    def _again(self, conclusions: Sequence[Conclusion]) -> None:
+        self._waiting -= len(conclusions)
+        for conclusion in conclusions:
+            self.add(conclusion)
 
     async def _tell(self, settlements: list[Settlement]) -> None:
         while True:
@@ -109,3 +130,9 @@ class Settler:
         if acknowledged_late:
             logger.warning("lease lost before the acknowledgement, delivered again: %s", ", ".join(acknowledged_late))
         self._settled(settlements)
+
+
+def _in_few_words(one: GivenUp) -> GivenUp:
+    """The same dead letter with less said about it: what the broker refused can only be what we added."""
+    reason = one.record.reason[:FEW_CHARACTERS].encode("ascii", "backslashreplace").decode()
+    return replace(one, record=replace(one.record, reason=reason, traceback=""))

@@ -18,7 +18,7 @@ from reliamq.embedded.opening import APPLICATION_ID, SCHEMA_VERSION
 from reliamq.embedded.settings import Location
 from reliamq.spi import Durability, Finding, Severity, TopicSpec
 
-__all__ = ["audit", "durability_findings", "file_system_finding", "limit_findings"]
+__all__ = ["audit", "durability_findings", "file_system_finding", "limit_findings", "missing_file_findings"]
 
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -26,6 +26,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 LEAST_FREE_BYTES = 256 << 20
 LARGEST_WAL_BYTES = 512 << 20
+DECLARE = "Start the application once, or call 'await app.declare()'."
 
 TOPIC = "SELECT retention, max_message_bytes FROM topic WHERE name = ?"
 GROUPS = "SELECT g.name FROM group_ g JOIN topic t ON t.id = g.topic_id WHERE t.name = ?"
@@ -64,10 +65,16 @@ def limit_findings(spec: TopicSpec, retention: float, limit: int) -> Iterator[Fi
         yield _of_topic(spec, "max_message_bytes", str(limit), str(spec.max_message_bytes), Severity.NOTE, more)
 
 
-def _of_topic(spec: TopicSpec, setting: str, found: str, required: str, severity: Severity, why: str) -> Finding:
-    return Finding(
-        severity, f"topic {spec.name}", setting, found, required, why, "Declare it with what every user of it needs."
-    )
+def _of_topic(
+    spec: TopicSpec,
+    setting: str,
+    found: str,
+    required: str,
+    severity: Severity,
+    why: str,
+    fix: str = "Declare it with what every user of it needs.",
+) -> Finding:
+    return Finding(severity, f"topic {spec.name}", setting, found, required, why, fix)
 
 
 def _seconds(seconds: float) -> str:
@@ -91,8 +98,7 @@ def audit(connection: sqlite3.Connection, location: Location, topics: Sequence[T
 def _topic_findings(connection: sqlite3.Connection, spec: TopicSpec) -> Iterator[Finding]:
     row = connection.execute(TOPIC, (spec.name,)).fetchone()
     if row is None:
-        why = "Publishing to it is rejected as unroutable."
-        yield _of_topic(spec, "topic", "missing", "declared", Severity.RISKS, why)
+        yield _missing_topic(spec)
         return
     retention, limit = row
     yield from limit_findings(spec, retention, limit)
@@ -108,7 +114,20 @@ def _topic_findings(connection: sqlite3.Connection, spec: TopicSpec) -> Iterator
     for group in spec.groups:
         if group.name not in declared:
             why = "Until it is declared it gets nothing; what is published now it gets only within the retention."
-            yield _of_topic(spec, f"group {group.name}", "missing", "declared", Severity.LOSES, why)
+            yield _of_topic(spec, f"group {group.name}", "missing", "declared", Severity.LOSES, why, DECLARE)
+
+
+def missing_file_findings(location: Location, topics: Sequence[TopicSpec]) -> list[Finding]:
+    """What there is to say when the broker's file is not there: nothing in it can be vouched for."""
+    why = "The broker is not there: nothing can be published to it, and what was in it is gone."
+    fix = f"Correct the URL, or, where it is to be a new one: {DECLARE[0].lower()}{DECLARE[1:]}"
+    missing = Finding(Severity.LOSES, location.path or location.url, "file", "missing", "there", why, fix)
+    return [missing, *(_missing_topic(spec) for spec in topics)]
+
+
+def _missing_topic(spec: TopicSpec) -> Finding:
+    why = "Publishing to it is rejected as unroutable."
+    return _of_topic(spec, "topic", "missing", "declared", Severity.RISKS, why, DECLARE)
 
 
 def _connection_findings(connection: sqlite3.Connection, path: str) -> Iterator[Finding]:

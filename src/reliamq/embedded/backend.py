@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 import anyio
@@ -22,14 +22,13 @@ from reliamq.spi import Capabilities, ConfigurationError, DeadLetters, Durabilit
 
 __all__ = ["FILE", "MEMORY", "EmbeddedBackend"]
 
-FILE = Capabilities(durability=Durability.FSYNCED, networked=False, deduplicates=True, batches_in_flight=2)
+FILE = Capabilities(durability=Durability.FSYNCED, networked=False, deduplicates=True)
 MEMORY = Capabilities(
     durability=Durability.DEVELOPMENT,
     networked=False,
     survives_restart=False,
     shared_between_processes=False,
     deduplicates=True,
-    batches_in_flight=2,
 )
 
 
@@ -54,8 +53,10 @@ class EmbeddedBackend:
 
     @asynccontextmanager
     async def storage(self) -> AsyncIterator[Storage]:
-        """Open the means to declare and audit; see the contract."""
-        async with self._database.opened():
+        """Open the means to declare and audit; see the contract.  A file that is missing is made by declaring alone."""
+        async with AsyncExitStack() as stack:
+            if not self._database.location.is_missing():
+                await stack.enter_async_context(self._database.opened())
             yield EmbeddedStorage(self._database, self.capabilities.durability)
 
     @asynccontextmanager

@@ -59,6 +59,11 @@ class Database:
             with anyio.CancelScope(shield=True):
                 await self._leave()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody in this process has it open."""
+        return self._worker is not None and self._process == os.getpid()
+
     def _enter(self) -> None:
         if self._process != os.getpid():
             if self._worker is not None:

@@ -40,8 +40,10 @@ FROM (
 ) m"""
 
 REMOVE = """
-DELETE FROM dead_letter WHERE (topic, group_name, id) IN (
-  SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?))"""
+DELETE FROM dead_letter WHERE (topic, group_name, id, died_at) IN (
+  SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]')
+  FROM json_each(?))"""
 
 
 class EmbeddedDeadLetters:
@@ -84,7 +86,7 @@ class EmbeddedDeadLetters:
         """Remove these; see the contract."""
         if not records:
             return 0
-        names = json.dumps([(record.message.topic, record.group, record.message.id) for record in records])
+        names = json.dumps([(one.message.topic, one.group, one.message.id, one.died_at.isoformat()) for one in records])
 
         def job(connection: sqlite3.Connection) -> int:
             return connection.execute(REMOVE, (names,)).rowcount

@@ -52,10 +52,10 @@ class StoreFailure(Exception):
 
 
 def is_bad_value(error: Exception) -> bool:
-    """Whether Python's sqlite3 refused a value that no column can hold, before anything was stored."""
+    """Whether a value was refused that no column can hold, before anything was stored."""
     if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
         return "binding parameter" in str(error)
-    return isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.DataError)
+    return isinstance(error, OverflowError | ValueError | sqlite3.DataError)  # UnicodeEncodeError is a ValueError
 
 
 def _primary_code(error: BaseException) -> int:

@@ -61,8 +61,7 @@ class BrokerFile:
             try:
                 run(connection)
             except BaseException:
-                if connection.in_transaction:  # when the disk is full SQLite itself may have rolled back
-                    connection.execute("ROLLBACK")
+                self._roll_back(connection)
                 raise
             failure = self._commit(connection)
         if failure is not None:
@@ -83,6 +82,14 @@ class BrokerFile:
                 f"{self.name}: the file was deleted or replaced while it was in use, and would keep nothing; "
                 "nothing was stored. Put it back, or declare the topics again in the new one.",
             )
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        if not connection.in_transaction:  # when the disk is full SQLite itself may have rolled back
+            return
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:  # what is in the way of it was told already; closing rolls back
+            self._disconnect()
 
     def _commit(self, connection: sqlite3.Connection) -> StoreFailure | None:
         try:
@@ -115,8 +122,8 @@ class BrokerFile:
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
         try:
-            with self._lock.held():  # the last to close empties the WAL: not while others open
-                if self._connection is not None:
+            if self._connection is not None:
+                with self._lock.held():  # the last to close empties the WAL: not while others open
                     self._connection.close()
         except (sqlite3.Error, OSError, StoreFailure) as error:  # what was committed is safe in the WAL
             logger.warning("%s: could not be closed properly: %s", self.name, error)

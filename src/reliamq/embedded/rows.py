@@ -31,7 +31,12 @@ MESSAGE_JSON = """m.id, iif(m.key IS NULL, NULL, hex(m.key)), m.only_group, m.ty
 
 
 def columns_of(message: Message) -> tuple[Any, ...]:
-    """A row of ``message`` in the order of the schema; seq and topic are filled in when they are known."""
+    """A row of ``message`` in the order of the schema; seq and topic are filled in when they are known.
+
+    Raises ValueError for a NUL in its texts: SQLite's JSON would end there.
+    """
+    if "\0" in f"{message.id}{message.type}{message.source}{message.content_type}{message.only_group}":
+        raise ValueError("a NUL character in id, type, source, content type or group")
     return (
         None,
         None,

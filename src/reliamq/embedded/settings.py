@@ -44,6 +44,10 @@ class Location:
     name: str
     settings: EmbeddedSettings
 
+    def is_missing(self) -> bool:
+        """Whether its file is not there; opening makes it."""
+        return self.path is not None and not os.path.exists(self.path)
+
 
 def locate(url: str, settings: Mapping[str, object]) -> Location:
     """Read a URL.

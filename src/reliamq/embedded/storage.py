@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 
-from reliamq.embedded.audit import audit, durability_findings, limit_findings
+from reliamq.embedded.audit import audit, durability_findings, limit_findings, missing_file_findings
 from reliamq.embedded.database import Database
 from reliamq.embedded.errors import StoreFailure
 from reliamq.embedded.schema import TOPIC_SHIFT
@@ -40,25 +40,34 @@ class EmbeddedStorage:
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[Finding]:
         """Create what is missing; see the contract.  All of it is created, or nothing."""
-        if not topics:
-            return ()
+        async with self._database.opened():
+            differing = await self._declare(topics) if topics else []
+        return [*durability_findings(topics, self._durability), *differing]
+
+    async def _declare(self, topics: Sequence[TopicSpec]) -> Sequence[Finding]:
         try:
             # Cancelled here: all of it is created, or nothing; calling again is harmless
-            differing = await self._database.write(
+            return await self._database.write(
                 lambda connection: [finding for spec in topics for finding in _declare(connection, spec)],
                 wakes=frozenset(spec.name for spec in topics),
             )
         except StoreFailure as failure:
             raise failure.unavailable(self._database.location.url) from failure
-        return [*durability_findings(topics, self._durability), *differing]
 
     async def audit(self, topics: Sequence[TopicSpec]) -> Sequence[Finding]:
-        """Read the live values; see the contract."""
+        """Read the live values; see the contract.  A file that is not there is a finding, and is not made."""
+        if self._database.location.is_missing() and not self._database.is_open:
+            found = missing_file_findings(self._database.location, topics)
+        else:
+            async with self._database.opened():
+                found = await self._audit(topics)
+        return [*durability_findings(topics, self._durability), *found]
+
+    async def _audit(self, topics: Sequence[TopicSpec]) -> list[Finding]:
         try:
-            found = await self._database.read(lambda connection: audit(connection, self._database.location, topics))
+            return await self._database.read(lambda connection: audit(connection, self._database.location, topics))
         except StoreFailure as failure:
             raise failure.unavailable(self._database.location.url) from failure
-        return [*durability_findings(topics, self._durability), *found]
 
 
 def _declare(connection: sqlite3.Connection, spec: TopicSpec) -> Iterator[Finding]:

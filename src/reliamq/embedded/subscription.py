@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -104,8 +105,9 @@ class EmbeddedSubscription:
 
         try:
             taken = await self._asked(self._database.write(job))
-        except anyio.get_cancelled_exc_class():
-            # nobody will see what was taken: give it back right behind the hand-out, instead of after its lease
+        except (anyio.get_cancelled_exc_class(), BrokerUnavailable):
+            # Nobody will see what was, perhaps, taken: give it back right behind the hand-out.  Kept until its lease
+            # ends, it would let the next of its keys overtake it, because this member seems to have it (C3).
             self._give_back(lambda: number)
             raise
         if taken is None:
@@ -120,8 +122,12 @@ class EmbeddedSubscription:
 
     def _delivery(self, number: int, row: Sequence[Any]) -> Delivery:
         position, failures, crashes, handed_out, *columns = row
+        message = message_of(self._topic, columns)
+        if message.only_group is not None and message.only_group != self._group:
+            # stored once for another group, and replayed to this one by its id
+            message = replace(message, only_group=self._group)
         return Delivery(
-            message_of(self._topic, columns),
+            message,
             self._group,
             str(number_in_topic(position)),
             (position, number),

@@ -8,6 +8,7 @@ a foreign program is kept off by SQLite's own lock.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,17 @@ def _open(path: str) -> int:
         ) from error
 
 
+def _close_all() -> None:
+    for lock in list(_locks):
+        lock.close()
+
+
+_locks: weakref.WeakSet[WriteLock] = weakref.WeakSet()
+if fcntl is not None:
+    # A forked child shares the parent's lock, and would keep it after the parent's death.
+    os.register_at_fork(after_in_child=_close_all)
+
+
 class WriteLock:
     """An advisory lock on ``<path>-lock``, free again when its process dies.  Used by one thread."""
 
@@ -40,6 +52,7 @@ class WriteLock:
         self._path = None if path is None or fcntl is None else f"{path}-lock"
         self._file = -1
         self._doubtful = False
+        _locks.add(self)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -26,6 +26,7 @@ logger = logging.getLogger("reliamq.idempotency")
 
 
 OUTAGE_PAUSE = timedelta(seconds=2)
+COMPLETE_PAUSE_SECONDS = 0.2
 
 
 class _Running:
@@ -91,9 +92,38 @@ class LeaseGuard:
                 with anyio.CancelScope(shield=True):
                     await self._abandon(grant)
             raise
-        if not await self._store.complete(grant, result=None, keep=self._keep):
-            raise _lost(identity)
+        await self._complete(grant)
         return True
+
+    async def _complete(self, grant: LeaseGrant) -> None:
+        """Write the mark.  Raises LeaseLost, and what the store raises.
+
+        The effect has happened: forgetting it for a cancellation or a moment's outage would repeat it.
+        """
+        try:
+            completed = await self._store.complete(grant, result=None, keep=self._keep)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                completed = await self._complete_after(error, grant)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        if not completed:
+            raise _lost(grant.identity)
+
+    async def _complete_after(self, error: BaseException, grant: LeaseGrant) -> bool:
+        """Try again for as long as a lease lasts; False when it was too late."""
+        deadline = anyio.current_time() + self._lease.total_seconds()
+        while True:
+            if not isinstance(error, asyncio.CancelledError):
+                logger.warning("an effect cannot be marked as done, trying again: %s", error)
+                await anyio.sleep(COMPLETE_PAUSE_SECONDS)
+            try:
+                with anyio.fail_after(deadline - anyio.current_time()):
+                    return await self._store.complete(grant, result=None, keep=self._keep)
+            except Exception as failure:
+                if anyio.current_time() + COMPLETE_PAUSE_SECONDS > deadline:
+                    raise
+                error = failure
 
     async def _run(self, running: _Running, effect: Callable[[Any], Awaitable[None]]) -> None:
         """Run under the renewed lease; LeaseLost when it could not be kept."""
@@ -161,7 +191,7 @@ class RepeatableGuard:
 
 def _token(grant: LeaseGrant) -> FencingToken:
     one = grant.identity
-    return FencingToken(f"{one.group}/{one.handler}/{one.message_id}", grant.token)
+    return FencingToken(f"{one.topic}/{one.group}/{one.handler}/{one.message_id}", grant.token)
 
 
 def _lost(identity: ProcessedId) -> LeaseLost:

@@ -15,9 +15,6 @@ from reliamq.spi import LeaseGrant, LeaseState, ProcessedId
 
 __all__ = ["MemoryLeaseStore"]
 
-ABANDONED_SECONDS = timedelta(days=1).total_seconds()
-"""How long an effect that was never completed is remembered after its lease: its token must go on growing."""
-
 
 class _Entry:
     __slots__ = ("done", "expires_at", "result", "token", "until")
@@ -31,13 +28,17 @@ class _Entry:
 
 
 class MemoryLeaseStore:
-    """The IdempotencyStore contract in memory.  clock: seconds that only grow.
+    """The IdempotencyStore contract in memory.  Nothing in it awaits, so each call is atomic on its event loop.
 
-    Nothing in it awaits, so each call is atomic on its event loop.
+    remember: how long an effect that was never completed is remembered after its lease.  Its token must go on growing
+        for as long as the message may come again, so it is at least the window of processed ids (I5).
+    clock: seconds that only grow.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, *, remember: timedelta = timedelta(days=14), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._remember = clock, remember.total_seconds()
         self._entries: dict[ProcessedId, _Entry] = {}
         self._expiring: list[tuple[float, int, ProcessedId]] = []  # a heap; the number breaks ties
         self._numbers = itertools.count()
@@ -48,7 +49,7 @@ class MemoryLeaseStore:
         entry = self._entries.get(identity)
         if entry is None:
             entry = self._entries[identity] = _Entry()
-            self._expire(identity, now + lease.total_seconds() + ABANDONED_SECONDS)
+            self._expire(identity, now + lease.total_seconds() + self._remember)
         elif entry.done:
             return LeaseState(done=True, result=entry.result)
         elif entry.until > now:
@@ -56,7 +57,7 @@ class MemoryLeaseStore:
         seconds = lease.total_seconds()
         entry.token += 1
         entry.until = now + seconds
-        entry.expires_at = entry.until + ABANDONED_SECONDS
+        entry.expires_at = entry.until + self._remember
         return LeaseGrant(identity, entry.token, seconds)
 
     async def extend(self, grant: LeaseGrant, *, lease: timedelta) -> bool:
@@ -65,7 +66,7 @@ class MemoryLeaseStore:
         if entry is None:
             return False
         entry.until = self._clock() + lease.total_seconds()
-        entry.expires_at = entry.until + ABANDONED_SECONDS
+        entry.expires_at = entry.until + self._remember
         return True
 
     async def complete(self, grant: LeaseGrant, *, result: bytes | None, keep: timedelta) -> bool:

@@ -20,15 +20,16 @@ from reliamq.spi import LeaseGrant, LeaseState, ProcessedId
 
 __all__ = ["SqlLeaseStore"]
 
-ABANDONED_SECONDS = timedelta(days=1).total_seconds()
-"""How long the row of an effect that was never completed is kept after its lease: its token must go on growing."""
-
 
 class SqlLeaseStore:
-    """The IdempotencyStore contract on a SQL database."""
+    """The IdempotencyStore contract on a SQL database.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    remember: how long the row of an effect that was never completed is kept after its lease.  Its token must go on
+    growing for as long as the message may come again, so it is at least the window of processed ids (I5).
+    """
+
+    def __init__(self, engine: AsyncEngine, *, remember: timedelta = timedelta(days=14)) -> None:
+        self._engine, self._remember = engine, remember.total_seconds()
 
     async def acquire(self, identity: ProcessedId, *, lease: timedelta) -> LeaseGrant | LeaseState:
         """See :meth:`reliamq.spi.IdempotencyStore.acquire`.  One transaction."""
@@ -48,7 +49,7 @@ class SqlLeaseStore:
                 if row.left > 0:
                     return LeaseState(done=False, busy_seconds=float(row.left))
                 await connection.execute(
-                    update(table).where(_is(identity)).values(token=row.token + 1, **_running(seconds))
+                    update(table).where(_is(identity)).values(token=row.token + 1, **self._running(seconds))
                 )
                 return LeaseGrant(identity, row.token + 1, seconds)
         except IntegrityError:  # somebody inserted the row in the same moment and holds it now
@@ -57,19 +58,20 @@ class SqlLeaseStore:
     async def _start(self, connection: AsyncConnection, identity: ProcessedId, seconds: float) -> LeaseGrant:
         await connection.execute(
             insert(table).values(
+                topic=identity.topic,
                 group_name=identity.group,
                 handler=identity.handler,
                 message_id=identity.message_id,
                 token=1,
                 done=False,
-                **_running(seconds),
+                **self._running(seconds),
             )
         )
         return LeaseGrant(identity, 1, seconds)
 
     async def extend(self, grant: LeaseGrant, *, lease: timedelta) -> bool:
         """See :meth:`reliamq.spi.IdempotencyStore.extend`."""
-        return await self._change(grant, **_running(lease.total_seconds()))
+        return await self._change(grant, **self._running(lease.total_seconds()))
 
     async def complete(self, grant: LeaseGrant, *, result: bytes | None, keep: timedelta) -> bool:
         """See :meth:`reliamq.spi.IdempotencyStore.complete`."""
@@ -89,10 +91,13 @@ class SqlLeaseStore:
 
         return await retry_on_conflict(change)
 
+    def _running(self, seconds: float) -> dict[str, Any]:
+        return {"until": now_seconds() + seconds, "expires_at": now_seconds() + seconds + self._remember}
+
     async def clean(self, *, limit: int) -> int:
         """See :meth:`reliamq.spi.IdempotencyStore.clean`."""
         expired = (
-            select(table.c.group_name, table.c.handler, table.c.message_id)
+            select(table.c.topic, table.c.group_name, table.c.handler, table.c.message_id)
             .where(table.c.expires_at <= now_seconds())
             .order_by(table.c.expires_at)
             .limit(limit)
@@ -108,11 +113,8 @@ class SqlLeaseStore:
 
 def _is(identity: ProcessedId) -> Any:
     return and_(
+        table.c.topic == identity.topic,
         table.c.group_name == identity.group,
         table.c.handler == identity.handler,
         table.c.message_id == identity.message_id,
     )
-
-
-def _running(seconds: float) -> dict[str, Any]:
-    return {"until": now_seconds() + seconds, "expires_at": now_seconds() + seconds + ABANDONED_SECONDS}

@@ -30,6 +30,7 @@ metadata = MetaData()
 
 def _identity() -> list[Column[str]]:
     return [
+        Column("topic", String(150), primary_key=True),
         Column("group_name", String(150), primary_key=True),
         Column("handler", String(200), primary_key=True),
         Column("message_id", String(200), primary_key=True),

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from sqlalchemy import Connection, Engine, Insert, delete, event, insert, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -109,6 +109,7 @@ class TransactionGuard:
 
     def _mark(self, identity: ProcessedId) -> Insert:
         return insert(processed).values(
+            topic=identity.topic,
             group_name=identity.group,
             handler=identity.handler,
             message_id=identity.message_id,
@@ -119,16 +120,15 @@ class TransactionGuard:
         """Remove up to ``limit`` expired processed ids, oldest first, by their index; how many (I5)."""
         if self._engine is None:
             return 0
-        key = (processed.c.group_name, processed.c.handler, processed.c.message_id)
+        key = (processed.c.topic, processed.c.group_name, processed.c.handler, processed.c.message_id)
         expired = (
             select(*key).where(processed.c.expires_at <= now_seconds()).order_by(processed.c.expires_at).limit(limit)
         )
         async with self._engine.begin() as connection:
             rows = (await connection.execute(expired)).all()
-            for group, handler, message_id in rows:
-                await connection.execute(
-                    delete(processed).where(key[0] == group, key[1] == handler, key[2] == message_id)
-                )
+            for row in rows:
+                is_it = [column == value for column, value in zip(key, row, strict=True)]
+                await connection.execute(delete(processed).where(*is_it))
         return len(rows)
 
 
@@ -141,7 +141,7 @@ def _connect(session: Session) -> None:
     """
     try:
         session.connection()
-    except (DBAPIError, OSError) as error:
+    except (DBAPIError, PoolTimeout, OSError) as error:
         if is_conflict(error):
             raise
         raise EffectBusy(OUTAGE_PAUSE, f"the database cannot be reached ({type(error).__name__})") from error

@@ -6,6 +6,7 @@ Callers over the bound wait in the order they came; memory does not grow.  State
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 
 __all__ = ["InFlight"]
@@ -56,6 +57,15 @@ class InFlight:
             self._waiting.popleft()
             self._take(wanted)
             turn.set_result(None)
+
+    def open(self) -> None:
+        """Let everybody in who waits, and who comes later: there is nothing to be bounded any more."""
+        self._max_messages = self._max_bytes = sys.maxsize
+        while self._waiting:
+            turn, size = self._waiting.popleft()
+            if not turn.done():
+                self._take(size)
+                turn.set_result(None)
 
     def _fits(self, size: int) -> bool:
         if self.messages == 0:

@@ -33,6 +33,7 @@ from reliamq.spi import (
 __all__ = ["ConfirmingPublisher"]
 
 EXPIRY_CHECK_SECONDS = 0.05
+CLOSED = "the publisher is closed; the message was not sent"
 
 
 class _Waiting:
@@ -49,7 +50,7 @@ class _Waiting:
 class ConfirmingPublisher:
     """Batches many callers' messages over one backend publisher.
 
-    publisher: the backend's.  batch: most messages of one send.  batches_in_flight: sends at once (Capabilities).
+    publisher: the backend's.  batch: most messages of one send.
     max_messages, max_bytes: the bound on what is in flight (P6).
     Its tasks run inside :meth:`run`, which somebody must keep running.
     """
@@ -59,18 +60,18 @@ class ConfirmingPublisher:
         publisher: Publisher,
         *,
         batch: int = 512,
-        batches_in_flight: int = 1,
         max_messages: int = 10_000,
         max_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        self._publisher, self._batch, self._senders = publisher, batch, batches_in_flight
+        self._publisher, self._batch = publisher, batch
         self._in_flight = InFlight(max_messages=max_messages, max_bytes=max_bytes)
         self._queue: deque[_Waiting] = deque()
         self._outstanding: dict[int, _Waiting] = {}
+        self._before_room: dict[object, Message] = {}
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._closed = False
+        self._closed = self._over = False  # takes nothing new; gives up on what it has
 
     # --- callers ---------------------------------------------------------------------------------------------------
 
@@ -80,11 +81,14 @@ class ConfirmingPublisher:
         Cancelled: a message not yet sent is withdrawn; one already sent may be stored.
         """
         if self._closed:
-            raise Unconfirmed(message.topic, message.id, "the publisher is closed; the message was not sent")
+            raise Unconfirmed(message.topic, message.id, CLOSED)
         size = message.size
         expires = time.monotonic() + deadline.total_seconds()
         if not self._in_flight.try_enter(size):
             await self._wait_for_room(message, size, expires)
+            if self._over:
+                self._in_flight.leave(size)
+                raise Unconfirmed(message.topic, message.id, CLOSED)
         waiting = _Waiting(message, size, expires, asyncio.get_running_loop().create_future())
         self._outstanding[id(waiting)] = waiting
         self._idle.clear()
@@ -96,8 +100,18 @@ class ConfirmingPublisher:
             self._forget(waiting)
 
     async def _wait_for_room(self, message: Message, size: int, expires: float) -> None:
-        with anyio.move_on_after(expires - time.monotonic()):
-            await self._in_flight.enter(size)
+        caller, entered = object(), False
+        self._before_room[caller] = message
+        self._idle.clear()
+        try:
+            with anyio.move_on_after(expires - time.monotonic()):
+                await self._in_flight.enter(size)
+                entered = True
+        finally:
+            del self._before_room[caller]
+            if not entered:  # else it is outstanding before anybody looks
+                self._note_idle()
+        if entered:
             return
         raise Unconfirmed(
             message.topic,
@@ -108,7 +122,10 @@ class ConfirmingPublisher:
     def _forget(self, waiting: _Waiting) -> None:
         del self._outstanding[id(waiting)]
         self._in_flight.leave(waiting.size)
-        if not self._outstanding:
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._outstanding and not self._before_room:
             self._idle.set()
 
     async def drain(self, deadline: timedelta) -> Sequence[str]:
@@ -119,7 +136,7 @@ class ConfirmingPublisher:
         self._closed = True
         with anyio.move_on_after(deadline.total_seconds()):
             await self._idle.wait()
-        left = [waiting.message.id for waiting in self._outstanding.values()]
+        left = [message.id for message in (*self._before_room.values(), *self._messages())]
         self._give_up("the publisher was closed before the broker confirmed")
         return left
 
@@ -129,8 +146,7 @@ class ConfirmingPublisher:
         """Send until cancelled.  Whoever still waits when it ends gets Unconfirmed: nobody hangs."""
         try:
             async with anyio.create_task_group() as tasks:
-                for _ in range(self._senders):
-                    tasks.start_soon(self._send_for_ever)
+                tasks.start_soon(self._send_for_ever)
                 tasks.start_soon(self._expire_for_ever)
         finally:
             self._closed = True
@@ -172,6 +188,8 @@ class ConfirmingPublisher:
                 waiting.last = waiting.last or _unavailable(waiting.message, error)
             return batch
         except Exception as error:  # a fault of the backend: what it did before is unknown, so all are in doubt
+            if len(batch) > 1:  # perhaps one of them is the cause: it must not take its neighbours along
+                return [left for waiting in batch for left in await self._send([waiting])]
             outcomes = [InDoubt(message.id, f"the backend failed: {error!r}", error) for message in messages]
         return [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if not _conclude(waiting, outcome)]
 
@@ -184,7 +202,12 @@ class ConfirmingPublisher:
                 if waiting.expires <= now and not waiting.outcome.done():
                     waiting.outcome.set_exception(_at_deadline(waiting, "the broker did not confirm by the deadline"))
 
+    def _messages(self) -> list[Message]:
+        return [waiting.message for waiting in self._outstanding.values()]
+
     def _give_up(self, why: str) -> None:
+        self._over = True
+        self._in_flight.open()  # whoever waits for room finds the publisher closed
         for waiting in self._outstanding.values():
             if not waiting.outcome.done():
                 waiting.outcome.set_exception(_at_deadline(waiting, why))

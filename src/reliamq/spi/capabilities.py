@@ -23,7 +23,6 @@ class Capabilities:
     shared_between_processes: several processes can publish and consume by one URL.
     deduplicates: an id that is published twice is stored once, within the topic's retention (P4).
     waits_in_order: ``Retry(keep_order=True)`` keeps the key's order in the broker, for delays of any length (C6).
-    batches_in_flight: how many ``send`` calls of one publisher may run at once without breaking order (P5).
     """
 
     durability: Durability
@@ -32,4 +31,3 @@ class Capabilities:
     shared_between_processes: bool = True
     deduplicates: bool = False
     waits_in_order: bool = True
-    batches_in_flight: int = 1

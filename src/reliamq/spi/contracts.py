@@ -46,7 +46,9 @@ class Storage(Protocol):
 
 
 class Publisher(Protocol):
-    """Safe departure.  One task of the core calls it, with at most ``Capabilities.batches_in_flight`` calls at once."""
+    """Safe departure.  One task of the core calls it, one call at a time: a batch that must be sent again could
+    otherwise be overtaken by the next (P5).
+    """
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Store a batch and wait until each message's fate is known or the deadline passes.
@@ -154,7 +156,10 @@ class DeadLetters(Protocol):
         ...
 
     async def remove(self, records: Sequence[DeadLetterRecord]) -> int:
-        """Remove these, durably; how many were there.  Only called after a replay was confirmed or a person said so."""
+        """Remove these, durably; how many were there.  Only called after a replay was confirmed or a person said so.
+
+        One that died again since it was found (another ``died_at``) is another dead letter and stays.
+        """
         ...
 
 

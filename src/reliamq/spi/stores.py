@@ -109,8 +109,11 @@ class OutboxStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProcessedId:
-    """What takes effect once: a message, for one handler of one group (I1).  Identity is the id, never the content."""
+    """What takes effect once: a message of a topic, for one handler of one group (I1).  Identity is the id, never the
+    content; ids are unique within their topic.
+    """
 
+    topic: str
     group: str
     handler: str
     message_id: str

@@ -1,0 +1,133 @@
+"""The admin client, asked with patience and answers checked.
+
+The client raises nothing for an error inside an answer, and asks a broker chosen by chance, which may be dead: here
+every code is looked at, and a question that got no answer is asked again until its time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+
+from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.settings import KafkaSettings
+
+__all__ = ["Admin", "Partition", "group_id", "open_admin"]
+
+T = TypeVar("T")
+PAUSE_SECONDS = 0.2
+ATTEMPTS_SECONDS = 30.0
+
+
+def group_id(topic: str, group: str) -> str:
+    """Kafka's name for one group on one topic.
+
+    Each topic has its own, so that a rebalance of one does not stop another, and so that declaring a topic for a group
+    that is at work elsewhere may write its first offsets.  ``@`` cannot be part of a topic's name.
+    """
+    return f"{group}@{topic}"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition as the cluster sees it now.  Numbers of brokers; leader -1: none."""
+
+    number: int
+    leader: int
+    replicas: tuple[int, ...]
+    in_sync: tuple[int, ...]
+
+
+class Admin:
+    """Questions and orders to a cluster.  All raise BrokerUnavailable when nobody answers in time."""
+
+    def __init__(self, client: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
+        self._client, self._settings = client, settings
+
+    async def partitions(self, topic: str) -> Sequence[Partition] | None:
+        """The topic's partitions by number; None when there is no such topic."""
+
+        async def ask() -> Sequence[Partition] | None:
+            (found,) = await self._client.describe_topics([topic])
+            error = for_code(found["error_code"])
+            if error is UnknownTopicOrPartitionError:
+                return None
+            _check(found["error_code"])
+            parts = [
+                Partition(each["partition"], each["leader"], tuple(each["replicas"]), tuple(each["isr"]))
+                for each in found["partitions"]
+            ]
+            return sorted(parts, key=lambda part: part.number)
+
+        return await self._answered(ask)
+
+    async def topic_settings(self, topic: str) -> dict[str, str]:
+        """The topic's effective settings."""
+
+        async def ask() -> dict[str, str]:
+            resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+            (answer,) = await self._client.describe_configs([resource])
+            code, _, _, _, entries = answer.resources[0]
+            _check(code)
+            return {entry[0]: entry[1] for entry in entries}
+
+        return await self._answered(ask)
+
+    async def groups(self) -> set[str]:
+        """The names of all groups that have offsets or members."""
+
+        async def ask() -> set[str]:
+            return {group[0] for group in await self._client.list_consumer_groups()}
+
+        return await self._answered(ask)
+
+    async def create(self, topic: NewTopic) -> None:
+        """Create a topic unless it is there.  Raises KafkaError for what the cluster refuses."""
+
+        async def ask() -> None:
+            answer = await self._client.create_topics([topic])
+            code = answer.topic_errors[0][1]
+            if for_code(code) is not TopicAlreadyExistsError:
+                _check(code)
+
+        await self._answered(ask)
+
+    async def _answered(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is an answer; what the cluster refuses for good is raised at once."""
+        deadline = time.monotonic() + ATTEMPTS_SECONDS
+        while True:
+            try:
+                return await ask()
+            except (KafkaError, OSError, TimeoutError) as error:
+                if isinstance(error, KafkaError) and not error.retriable:
+                    raise
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(self._settings.url, f"no answer: {error!r}") from error
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise for_code(code)()
+
+
+@asynccontextmanager
+async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
+    """Connect.  Raises BrokerUnavailable."""
+    client = AIOKafkaAdminClient(**settings.connection())
+    try:
+        try:
+            await client.start()
+        except (KafkaError, OSError) as error:
+            raise BrokerUnavailable(settings.url, f"cannot be reached: {error}") from error
+        yield Admin(client, settings)
+    finally:
+        await client.close()

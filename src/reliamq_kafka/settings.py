@@ -1,0 +1,139 @@
+"""What may be set for Kafka, and how its URLs are read.
+
+It promises that every wrong part of a URL or of the settings is named, and that nothing can be set which would weaken
+a promise.  Nothing is connected here.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from reliamq.spi import ConfigurationError
+
+__all__ = ["KafkaSettings", "read_settings"]
+
+FORBIDDEN = {
+    "acks": "a confirmation needs every in-sync replica (acks=all)",
+    "enable_idempotence": "without it the client's own retries would double and reorder messages",
+    "enable_auto_commit": "it commits what was handed out, not what was handled",
+    "auto_offset_reset": "groups start where they were declared; anything else skips messages",
+    "isolation_level": "reliamq does not use Kafka's transactions",
+    "transactional_id": "reliamq does not use Kafka's transactions",
+    "retries": "retrying ends by the caller's deadline",
+    "max_in_flight_requests_per_connection": "more than one would reorder",
+}
+DEFAULT_PORT = 9092
+
+
+class KafkaSettings(BaseModel):
+    """Settings of Kafka, from its section of the configuration or the URL's query.
+
+    servers: ``host:port`` of some brokers.
+    partitions: of a topic that ``declare`` creates; how many workers of one group can share it.
+    replication_factor, min_insync_replicas: of a topic that ``declare`` creates.
+    request_timeout_seconds: how long one request may take before another broker is asked.
+    session_timeout_seconds: how long a silent member keeps its partitions.
+    username, password, mechanism: SASL.  tls: with ``ca_file`` or the system's authorities; ``cert_file`` and
+        ``key_file`` are the client's own certificate.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    servers: tuple[str, ...]
+    partitions: int = Field(default=12, ge=1, le=10_000)
+    replication_factor: int = Field(default=3, ge=1, le=100)
+    min_insync_replicas: int = Field(default=2, ge=1, le=100)
+    request_timeout_seconds: float = Field(default=10.0, gt=0, le=300)
+    session_timeout_seconds: float = Field(default=10.0, ge=6, le=1800)
+    username: str | None = None
+    password: SecretStr | None = None
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    tls: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is, without secrets."""
+        return f"{'kafkas' if self.tls else 'kafka'}://{','.join(self.servers)}"
+
+    def connection(self) -> dict[str, Any]:
+        """The client's keyword arguments for connecting.  Raises ConfigurationError for certificates it cannot read."""
+        wanted: dict[str, Any] = {
+            "bootstrap_servers": list(self.servers),
+            "request_timeout_ms": int(self.request_timeout_seconds * 1000),
+            "security_protocol": f"{'SASL_' if self.username else ''}{'SSL' if self.tls else 'PLAINTEXT'}",
+        }
+        if self.username is not None:
+            wanted["sasl_mechanism"] = self.mechanism
+            wanted["sasl_plain_username"] = self.username
+            wanted["sasl_plain_password"] = self.password.get_secret_value() if self.password else ""
+        if self.tls:
+            wanted["ssl_context"] = self._tls_context()
+        return wanted
+
+    def _tls_context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file is not None:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(name for name in (self.ca_file, self.cert_file, self.key_file) if name)
+            raise ConfigurationError(f"{self.url}: the certificates in {files} cannot be used: {error}") from error
+        return context
+
+
+def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
+    """Read ``kafka://[user:password@]host[:port],host[:port]…[?setting=value]``; ``kafkas://`` is TLS.
+
+    section: the backend's own part of the configuration; the URL's query goes before it.
+    Raises ConfigurationError naming the part that is wrong, never showing a password.
+    """
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    plain = f"{parts.scheme}://{hosts}"
+    if parts.path not in ("", "/"):
+        raise ConfigurationError(f"{plain}: '{parts.path}' has no meaning there; topics are named in the code")
+    values: dict[str, object] = {**section, **dict(parse_qsl(parts.query, keep_blank_values=True))}
+    for name, why in FORBIDDEN.items():
+        if name in values:
+            raise ConfigurationError(f"{plain}: '{name}' cannot be set: {why}")
+    values["servers"] = tuple(_server(plain, host) for host in hosts.split(","))
+    if parts.scheme == "kafkas":
+        values["tls"] = True
+    if credentials:
+        user, _, password = credentials.partition(":")
+        values |= {"username": unquote(user), "password": unquote(password)}
+    return _checked(plain, values)
+
+
+def _server(url: str, host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    if not colon:
+        name, port = host, str(DEFAULT_PORT)
+    if not name or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigurationError(f"{url}: '{host}' is no host:port; write kafka://host1:9092,host2:9092")
+    return f"{name}:{port}"
+
+
+def _checked(url: str, values: Mapping[str, object]) -> KafkaSettings:
+    try:
+        settings = KafkaSettings.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"{url}: settings of Kafka: {faults}") from error
+    if settings.min_insync_replicas > settings.replication_factor:
+        raise ConfigurationError(
+            f"{url}: min_insync_replicas {settings.min_insync_replicas} is more than replication_factor "
+            f"{settings.replication_factor}, so nothing could ever be confirmed"
+        )
+    return settings
