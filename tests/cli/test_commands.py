@@ -161,6 +161,10 @@ def test_an_id_or_a_name_that_is_not_there_is_named(run: Run, folder: Path, argu
         (["prove", "--input", "nosuch.ndjson"], "nosuch.ndjson"),
         (["prove", "--database", "not a url"], "no SQLAlchemy URL"),
         (["prove", "--messages", "-1"], "--messages"),
+        (["prove", "--messages", "5", "--input", "x"], "--messages and --input"),
+        (["prove", "--broker", "foo"], "field 'broker'"),
+        (["prove", "--report", "."], "--report .: is a folder"),
+        (["prove", "--report", "nofolder/page.html"], "its folder does not exist"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line_and_exit_code_2(run: Run, arguments: list[str], said: str) -> None:
@@ -206,10 +210,13 @@ def test_dead_letters_are_listed_shown_replayed_and_dropped(run: Run, folder: Pa
 
     first, second = _dead(run)
     listed = run("dead-letters", "list", "--app", "orders:app").stdout.splitlines()
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "80"}
+    on_a_terminal = run("dead-letters", "list", "--app", "orders:app", env=terminal).stdout
     shown = json.loads(run("dead-letters", "show", first["message"], "--app", "orders:app").stdout)
     replayed = run("dead-letters", "replay", first["message"], "--app", "orders:app")
     dropped = run("dead-letters", "drop", second["message"], "--app", "orders:app")
 
+    assert first["message"] in on_a_terminal
     assert [line.split("\t")[0] for line in listed] == [first["message"], second["message"]]
     assert json.loads(shown["body"]) == {"number": 1, "account": "broken"}
     assert shown["reason"] == "ValueError: cannot"

@@ -79,3 +79,21 @@ def test_a_dead_letter_is_not_lost_and_redeliveries_are_counted() -> None:
 
     assert verdict.holds
     assert (verdict.redelivered, verdict.dead_letters) == (1, 1)
+
+
+def test_what_was_in_flight_at_an_interruption_is_not_lost_and_not_missing_from_a_balance() -> None:
+    committed = [Committed(str(n), "ada", n, n) for n in (1, 2, 3)]
+    facts = Facts(committed, [Effected("1", "ada", 1, 1)], confirmed=["1", "2"], balances={"ada": 1}, interrupted=True)
+    verdict = check(facts)
+
+    assert verdict.holds
+    assert (verdict.lost, verdict.in_flight) == (0, 2)
+
+
+def test_what_a_later_one_of_its_key_overtook_is_lost_also_in_a_run_that_was_interrupted() -> None:
+    committed = [Committed(str(n), "ada", n) for n in (1, 2, 3)] + [Committed("b", "bob", 1)]
+    facts = Facts(committed, [Effected("2", "ada", 2), Effected("2", "ada", 2)], interrupted=True)
+    verdict = check(facts)
+
+    assert verdict.examples["lost"] == ["1"]
+    assert (verdict.lost, verdict.doubled, verdict.in_flight) == (1, 1, 2)

@@ -22,8 +22,8 @@ BROKEN = [
 ]
 
 
-def prove(*arguments: str, timeout: float = 110) -> tuple[int, dict[str, int]]:
-    done = subprocess.run([*PROVE, "--json", *arguments], capture_output=True, text=True, timeout=timeout)
+def prove(*arguments: str, timeout: float = 110, input: str | None = None) -> tuple[int, dict[str, int]]:
+    done = subprocess.run([*PROVE, "--json", *arguments], capture_output=True, text=True, timeout=timeout, input=input)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
@@ -33,7 +33,8 @@ def test_under_fire_nothing_is_lost_doubled_or_reordered(tmp_path: Path) -> None
 
     assert code == 0
     assert counters["kills"] >= 5
-    assert counters["messages"] == counters["committed"] == counters["effects"] == 570
+    assert (counters["messages"], counters["rolled_back"], counters["unplaced"], counters["crashes"]) == (600, 30, 0, 0)
+    assert counters["committed"] == counters["effects"] == 570
     assert [counters[name] for name in ("lost", "doubled", "reordered", "phantom")] == [0, 0, 0, 0]
     page = (tmp_path / "report.html").read_text()
     assert "lost 0 · doubled 0" in page
@@ -48,29 +49,69 @@ def test_a_broken_rule_is_caught(rule: str, counter: str) -> None:
     assert counters[counter] > 0
 
 
-def test_bodies_of_the_users_own_are_accounted_for(tmp_path: Path) -> None:
+def test_bodies_of_the_users_own_are_accounted_for() -> None:
     lines = [json.dumps({"key": f"k{number % 3}", "text": "ä" * number}) for number in range(40)]
-    (tmp_path / "bodies.ndjson").write_text("\n".join(lines))
 
-    code, counters = prove("--input", str(tmp_path / "bodies.ndjson"), "--kill-every", "0")
+    code, counters = prove("--input", "-", "--kill-every", "0", input="\n".join(lines))
 
     assert code == 0
+    assert (counters["messages"], counters["rolled_back"]) == (40, 2)
     assert counters["effects"] == 38
 
 
-def test_ctrl_c_ends_every_process_and_prints_the_ledger_so_far() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_every_process_and_judges_what_can_be_judged(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
-        [*PROVE, "--messages", "100000", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*PROVE, "--messages", "100000", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
-    _wait_for_all(process.pid)
+    family = _wait_for_all(process.pid)
     time.sleep(5)  # some orders are placed
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    process.send_signal(number)
+    output, said = process.communicate(timeout=60)
 
     counters = json.loads(output.splitlines()[-1])
+    assert process.returncode == 130, said
     assert counters["interrupted"] is True
-    assert counters["committed"] > 0
-    assert _children_of(process.pid) == []
+    assert counters["committed"] == counters["effects"] + counters["in_flight"] > 0
+    assert [counters[name] for name in ("lost", "false_confirms", "unbalanced", "unplaced")] == [0, 0, 0, 0]
+    assert f"{counters['in_flight']} in flight, not judged" in said
+    wait_until_gone(family)
+    assert list(tmp_path.glob("reliamq-prove-*")) == []
+
+
+SABOTEUR = """
+import reliamq.proving.roles as roles
+place = roles._place
+def stumble(session, topic, plan, chosen):
+    if chosen[0] == 30:
+        raise RuntimeError("cannot be placed")
+    return place(session, topic, plan, chosen)
+roles._place = stumble
+"""
+
+
+def test_a_process_that_ends_by_itself_and_what_it_did_not_place_are_no_pass(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SABOTEUR)  # every process of the prover begins with it
+    done = subprocess.run(
+        [*PROVE, "--json", "--messages", "60", "--deadline", "10", "--report", str(tmp_path / "page.html")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+
+    counters = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1
+    assert (counters["lost"], counters["messages"]) == (0, 60)
+    assert counters["committed"] + counters["rolled_back"] + counters["unplaced"] == 60
+    assert counters["unplaced"] > 0
+    assert counters["crashes"] > 0
+    assert "application-0 ended with 1: RuntimeError: cannot be placed" in done.stderr
+    assert "planned orders were not placed" in done.stderr
 
 
 def test_killing_the_prover_leaves_no_process_behind() -> None:
@@ -79,6 +120,10 @@ def test_killing_the_prover_leaves_no_process_behind() -> None:
     process.kill()
     process.wait()
 
+    wait_until_gone(family)
+
+
+def wait_until_gone(family: list[int]) -> None:
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in family):
         assert time.monotonic() < deadline

@@ -27,7 +27,7 @@ def audit(
     database: Annotated[str | None, typer.Option(help="Audit this database instead of the configured one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """Read the live values and say what loses messages.  Exit code 1 if something does."""
+    """Read the live values and say what loses messages; nothing is created.  Exit code 1 if something does."""
     if target is not None and (broker or database):
         refuse("give either MODULE:APP or --broker and --database, not both")
     app = load_app(target) if target is not None else _bare(broker, database)

@@ -80,7 +80,9 @@ def publish(
 ) -> None:
     """Publish a file.  A line that is wrong stops no other.
 
-    Exit code 1 if the broker did not confirm one, 2 if one is no message of the topic (the others are published).
+    Exit code 1: the broker did not confirm one.
+
+    2: one is no message of the topic; the others are published.
     """
     application = load_shared_app(app)
     if topic not in application.topics:

@@ -19,7 +19,10 @@ def run(
 ) -> None:
     """Consume for every handler of the application, in supervised processes.
 
-    What cannot be reached is tried again with growing pauses; exit code 2 only for what is wrong from the first start.
+    What cannot be reached is tried again, with growing pauses.
+
+    Exit code 2: application or configuration are wrong from the first start.
+
     SIGTERM or Ctrl-C once: finish what runs, acknowledge, give the rest back.  Twice: at once.  Three times: kill.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

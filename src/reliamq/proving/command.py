@@ -1,35 +1,42 @@
 """``reliamq prove``: the command line of the prover.
 
-Says what it does while it does it, and ends with one line and an exit code: 0 when nothing is lost, doubled, reordered
-or phantom, 1 when something is, 2 for bad arguments or an unreachable server.
+Says what it does while it does it, and ends with the verdict and an exit code: 0 when nothing is lost, doubled,
+reordered or phantom and all was placed, 1 when not, 2 for bad arguments or an unreachable server, 130 when interrupted
+and nothing was wrong so far.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
+from reliamq.proving.bodies import copy_bodies
 from reliamq.proving.plan import Plan, Rule
-from reliamq.proving.proof import Progress, Proof, Result
+from reliamq.proving.proof import Proof, Result
 from reliamq.proving.report import write_report
+from reliamq.proving.showing import print_result, progress_shower, result_json
 from reliamq.settings import masked
-from reliamq.spi import ReliamqError
+from reliamq.spi import ConfigurationError, ReliamqError
 
 __all__ = ["prove"]
 
+WRONG = 1
 BAD_ARGUMENTS = 2
+INTERRUPTED = 130
+DEFAULT_MESSAGES = 2000
 
 
 def prove(
@@ -40,10 +47,18 @@ def prove(
         str | None, typer.Option(help="URL of the database; default: SQLite, in a temporary folder.")
     ] = None,
     messages: Annotated[
-        int, typer.Option(min=1, help="Orders to place; one in twenty is rolled back on purpose.")
-    ] = 2000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Orders to place; one in twenty is rolled back on purpose.",
+            show_default=str(DEFAULT_MESSAGES),
+        ),
+    ] = None,
     keys: Annotated[int, typer.Option(min=1, help="Accounts that they are spread over.")] = 100,
-    input: Annotated[Path | None, typer.Option(help="Your own bodies instead: one JSON object a line.")] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option(help="Your own bodies instead: one JSON object a line; '-' for standard input.", allow_dash=True),
+    ] = None,
     applications: Annotated[int, typer.Option(min=1, help="Processes that place orders.")] = 2,
     relays: Annotated[int, typer.Option(min=1, help="Processes that relay the outbox.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes that apply effects.")] = 2,
@@ -56,147 +71,142 @@ def prove(
         Rule | None, typer.Option("--break", help="Break this rule on purpose; it must be caught.")
     ] = None,
 ) -> None:
-    """Run orders through the whole pipeline, kill its processes, and count every message at the other end."""
+    """Run orders through the whole pipeline, kill its processes, and count every message at the other end.
+
+    Exit code 0: nothing is lost, doubled, reordered or phantom.
+
+    1: something is, or orders were not placed, or a process ended by itself.
+
+    2: bad arguments or an unreachable server.
+
+    130: Ctrl-C or SIGTERM, and nothing is wrong; what was in flight is not judged.
+    """
+    pace = _Pace(kill_every, deadline)
+    with (
+        _clear_ends(database),
+        _interrupted_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="reliamq-prove-") as folder,
+    ):
+        _check_report(report)
+        plan = Plan(
+            broker=broker or f"embedded:///{folder}/broker.db",
+            database=database or f"sqlite:///{folder}/database.db",
+            folder=folder,
+            topic=f"prove-{uuid.uuid4().hex[:8]}",
+            messages=_how_many(messages, input, folder, keys),
+            keys=keys,
+            applications=applications,
+            relays=relays,
+            workers=workers,
+            seed=seed,
+            broken=broken,
+            bodies=None if input is None else str(_copy_in(folder)),
+        )
+        _prove(plan, pace, report, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    kill_every: float
+    deadline: float
+
+
+def _prove(plan: Plan, pace: _Pace, report: Path | None, *, as_json: bool) -> NoReturn:
+    """Run it and say what came of it; the verdict comes before the page, which may fail."""
     console = Console(stderr=as_json)
+    result = _run(plan, pace, console)
+    print_result(result, console)
+    if as_json:
+        typer.echo(result_json(result))
+    code = _exit_code(result)
+    if report is not None:
+        code = _write(report, plan, result, console) or code
+    raise typer.Exit(code)
+
+
+def _run(plan: Plan, pace: _Pace, console: Console) -> Result:
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+        proof = Proof(plan, kill_every=pace.kill_every, deadline=pace.deadline, show=progress_shower(live, plan))
+        proof.prepare()
+        return proof.run()
+
+
+def _exit_code(result: Result) -> int:
+    if not result.holds:
+        return WRONG
+    return INTERRUPTED if result.interrupted else 0
+
+
+def _write(report: Path, plan: Plan, result: Result, console: Console) -> int:
+    """The exit code that a page which cannot be written has, unless the verdict has one; 0 when it is there."""
     try:
-        with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="reliamq-prove-"))
-            plan = Plan(
-                broker=broker or f"embedded:///{folder}/broker.db",
-                database=database or f"sqlite:///{folder}/database.db",
-                folder=folder,
-                topic=f"prove-{uuid.uuid4().hex[:8]}",
-                messages=messages if input is None else _check_bodies(input),
-                keys=keys,
-                applications=applications,
-                relays=relays,
-                workers=workers,
-                seed=seed,
-                broken=broken,
-                bodies=None if input is None else str(input.resolve()),
-            )
-            if report is not None and not report.resolve().parent.is_dir():
-                raise _Refused(f"--report {report}: its folder does not exist")
-            result = _run(plan, console, kill_every=kill_every, deadline=deadline)
-            if report is not None:
-                write_report(report, plan, result)
-                console.print(f"report: {report}")
-            _conclude(result, console, as_json=as_json)
-    except (_Refused, ReliamqError) as error:
+        write_report(report, plan, result)
+    except OSError as error:
+        typer.echo(f"reliamq prove: --report {report}: cannot be written: {error.strerror or error}", err=True)
+        return _exit_code(result) or BAD_ARGUMENTS
+    console.print(f"report: {report}", soft_wrap=True)
+    return 0
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _how_many(messages: int | None, input: Path | None, folder: str, keys: int) -> int:
+    if input is None:
+        return DEFAULT_MESSAGES if messages is None else messages
+    if messages is not None:
+        raise ConfigurationError("--messages and --input: give one; with --input each of its lines is an order")
+    return copy_bodies(input, _copy_in(folder), keys=keys)
+
+
+def _copy_in(folder: str) -> Path:
+    return Path(folder) / "bodies.ndjson"
+
+
+def _check_report(report: Path | None) -> None:
+    """Before anything runs: a path that cannot be written must not cost the verdict."""
+    if report is None:
+        return
+    folder = report.resolve().parent
+    if report.is_dir():
+        raise ConfigurationError(f"--report {report}: is a folder; name a file such as report.html")
+    if not folder.is_dir():
+        raise ConfigurationError(f"--report {report}: its folder does not exist")
+    if not os.access(report if report.exists() else folder, os.W_OK):
+        raise ConfigurationError(f"--report {report}: cannot be written there")
+
+
+# --- the ends ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _clear_ends(database: str | None) -> Iterator[None]:
+    """What goes wrong as one line and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("reliamq prove: interrupted before there was anything to judge", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except ReliamqError as error:
         _refuse(str(error))
     except (SQLAlchemyError, OSError) as error:
         _refuse(f"{masked(database or 'the temporary folder')}: cannot be used: {str(error).splitlines()[0]}")
 
 
-class _Refused(Exception):
-    """The arguments are wrong."""
-
-
-def _refuse(text: str) -> None:
+def _refuse(text: str) -> NoReturn:
     typer.echo(f"reliamq prove: {text}", err=True)
     raise typer.Exit(BAD_ARGUMENTS)
 
 
-def _check_bodies(path: Path) -> int:
-    """How many bodies there are.  All are read before anything starts, so that nothing is half done."""
-    count = 0
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: processes are ended and the temporary folder goes."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    _check_body(path, number, line)
-                    count += 1
-    except (OSError, UnicodeDecodeError) as error:
-        raise _Refused(f"--input {path}: cannot be read: {error}") from error
-    if not count:
-        raise _Refused(f"--input {path}: holds no line")
-    return count
-
-
-def _check_body(path: Path, number: int, line: str) -> None:
-    try:
-        body = json.loads(line)
-    except ValueError as error:
-        raise _Refused(f"--input {path}, line {number}: not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise _Refused(f"--input {path}, line {number}: must be a JSON object, not {type(body).__name__}")
-
-
-def _run(plan: Plan, console: Console, *, kill_every: float, deadline: float) -> Result:
-    with Live(console=console, refresh_per_second=8, transient=True) as live:
-
-        def show(progress: Progress) -> None:
-            live.update(_progress_table(progress, plan))
-
-        proof = Proof(
-            plan, kill_every=kill_every, deadline=deadline, show=show if console.is_terminal else _paced(console)
-        )
-        proof.prepare()
-        return proof.run()
-
-
-def _paced(console: Console) -> Callable[[Progress], None]:
-    """Where there is no terminal, a line now and then."""
-    shown = -5.0
-
-    def show(progress: Progress) -> None:
-        nonlocal shown
-        if progress.seconds - shown >= 5:
-            shown = progress.seconds
-            console.print(
-                f"{progress.seconds:5.0f} s  committed {progress.committed}  confirmed {progress.confirmed}"
-                f"  effects {progress.effects}  kills {progress.kills}  {progress.phase}"
-            )
-
-    return show
-
-
-def _progress_table(progress: Progress, plan: Plan) -> Table:
-    table = Table.grid(padding=(0, 2))
-    orders = plan.messages - plan.messages // 20
-    for name, value in (
-        ("committed", f"{progress.committed}/{orders}"),
-        ("confirmed", str(progress.confirmed)),
-        ("delivered", str(progress.delivered)),
-        ("effects", f"{progress.effects}/{orders}"),
-        ("kills", str(progress.kills)),
-    ):
-        table.add_row(name, f"[bold]{value}[/]")
-    table.add_row(progress.phase, f"{progress.seconds:.0f} s")
-    return table
-
-
-def _conclude(result: Result, console: Console, *, as_json: bool) -> None:
-    verdict = result.verdict
-    for crash in result.crashes:
-        console.print(f"[yellow]a process ended by itself: {crash}[/]")
-    for what, ids in verdict.examples.items():
-        console.print(f"[red]{what}[/]: {', '.join(ids)}")
-    console.print(
-        f"{verdict.committed} committed · {verdict.confirmed} confirmed · {verdict.effects} effects · "
-        f"{verdict.redelivered} redelivered · {len(result.kills)} kills · {result.seconds:.1f} s"
-    )
-    if result.interrupted:
-        console.print("[yellow]interrupted: this is the ledger so far[/]")
-    good = verdict.holds
-    line = f"lost {verdict.lost} · doubled {verdict.doubled} · reordered {verdict.reordered}"
-    if verdict.phantom or verdict.false_confirms or verdict.unbalanced:
-        line += (
-            f" · phantom {verdict.phantom} · false confirms {verdict.false_confirms} · unbalanced {verdict.unbalanced}"
-        )
-    console.print(f"[bold {'green' if good else 'red'}]{line}[/]", highlight=False)
-    if as_json:
-        counters = asdict(verdict)
-        del counters["examples"]
-        typer.echo(
-            json.dumps(
-                {
-                    "messages": verdict.committed,
-                    **counters,
-                    "kills": len(result.kills),
-                    "seconds": round(result.seconds, 3),
-                    "interrupted": result.interrupted,
-                }
-            )
-        )
-    raise typer.Exit(0 if good else 1)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

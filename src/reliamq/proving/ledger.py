@@ -19,7 +19,9 @@ __all__ = ["Event", "Ledger", "LedgerReader"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """kind: ready, committed, confirmed, delivered, effect.  at: wall-clock seconds.  ids: of messages."""
+    """kind: committed, rolled_back, confirmed, delivered.  at: wall-clock seconds.  ids: of messages; of orders where
+    they were rolled back.
+    """
 
     kind: str
     at: float

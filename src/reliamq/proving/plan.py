@@ -36,7 +36,7 @@ class Plan:
     """broker, database: URLs.  folder: for ledgers.  messages: orders to place, those rolled back included.  keys:
     accounts.
 
-    bodies: a file of the user's own, one JSON object a line, or None.  topic: unique for each run.
+    bodies: a checked copy of the user's own, one JSON object a line, or None.  topic: unique for each run.
     lease_seconds: of deliveries and outbox claims, short, so that a killed process's work goes on soon.
     """
 

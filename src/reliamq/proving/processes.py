@@ -20,6 +20,10 @@ from reliamq.proving.roles import run_role
 __all__ = ["Fleet", "Member"]
 
 
+HOPELESS = 10
+LONGEST_WORDS = 300
+
+
 @dataclass(slots=True)
 class Member:
     """One process, in the place that it fills: the second worker, say."""
@@ -54,10 +58,13 @@ class Fleet:
                 self.members.append(self._spawn(role, index))
 
     def _spawn(self, role: str, index: int) -> Member:
-        log = str(Path(self._plan.folder) / f"{role}-{index}.log")
+        log = str(self._log(role, index))
         process = self._context.Process(target=run_role, args=(role, index, self._plan.to_json(), log), daemon=True)
         process.start()
         return Member(role, index, process)
+
+    def _log(self, role: str, index: int) -> Path:
+        return Path(self._plan.folder) / f"{role}-{index}.log"
 
     def kill(self, member: Member) -> bool:
         """SIGKILL, wait until it is dead, start it again; False if it had ended by itself before."""
@@ -75,8 +82,26 @@ class Fleet:
     def look_after(self) -> None:
         """Start again who ended with an error, and note it; an application that has placed its orders may end."""
         for member in [one for one in self.members if one.process.exitcode not in (None, 0)]:
-            self.crashes.append(f"{member.name} ended with {member.process.exitcode}")
+            self.crashes.append(f"{member.name} ended with {member.process.exitcode}{self._last_words(member)}")
             self._replace(member)
+
+    def has_placed_all(self) -> bool:
+        """Whether every application has come to its end."""
+        return all(one.process.exitcode == 0 for one in self.members if one.role == "application")
+
+    def cannot_place(self) -> bool:
+        """Whether applications end by themselves again and again, so that waiting for them has no end."""
+        return sum(crash.startswith("application") for crash in self.crashes) >= HOPELESS
+
+    def _last_words(self, member: Member) -> str:
+        """The last line of its log, which is the exception where there was one."""
+        try:
+            lines = self._log(member.role, member.index).read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            return ""
+        plain = (line.strip(" |+-") for line in reversed(lines))  # less the frame of an exception group
+        last = next((line for line in plain if line), "")
+        return f": {last[:LONGEST_WORDS]}" if last else ""
 
     def running(self, role: str | None = None) -> list[Member]:
         """Those alive."""

@@ -22,6 +22,7 @@ from reliamq.proving.ledger import LedgerReader
 from reliamq.proving.plan import Plan
 from reliamq.proving.processes import Fleet, Member
 from reliamq.proving.scenario import GROUP, Account, Effect, OrderRow, make_app, reset_tables
+from reliamq.settings import masked
 from reliamq.spi import ConfigurationError, DeadLetterRecord
 
 __all__ = ["Progress", "Proof", "Result"]
@@ -47,10 +48,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it.  latencies: seconds from commit to effect.  finished: all took effect before the deadline.
-    interrupted: by Ctrl-C; the rest is the ledger so far."""
+    """What came of it.
+
+    messages: orders that were to be placed.  rolled_back: those of them that were, on purpose.
+    crashes: processes that ended by themselves.  finished: all took effect before the deadline.
+    interrupted: by Ctrl-C or SIGTERM; the rest is the ledger so far.  latencies: seconds from commit to effect.
+    """
 
     verdict: Verdict
+    messages: int
+    rolled_back: int
     kills: Sequence[tuple[float, str]]
     crashes: Sequence[str]
     seconds: float
@@ -58,6 +65,16 @@ class Result:
     interrupted: bool
     latencies: Sequence[float]
     timeline: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def unplaced(self) -> int:
+        """Orders that were neither committed nor rolled back, though there was time."""
+        return 0 if self.interrupted else self.messages - self.verdict.committed - self.rolled_back
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that was planned was done, and nothing is wrong."""
+        return self.verdict.holds and not self.crashes and not self.unplaced
 
 
 class Proof:
@@ -80,6 +97,11 @@ class Proof:
 
     async def _prepare(self) -> None:
         app, _ = make_app(self.plan)
+        if not app.backend.capabilities.shared_between_processes:
+            raise ConfigurationError(
+                f"{masked(self.plan.broker)} is in the memory of one process, and the prover has several; "
+                "use embedded:///file.db or a networked broker"
+            )
         async with open_engine(self.plan.database) as engine:
             await app.create_tables()
             async with app.outbox_store() as store:
@@ -115,7 +137,7 @@ class Proof:
     def _work_under_fire(self, engine: Engine) -> None:
         """Until the applications have placed all their orders, and a proof with kills has had enough of them."""
         next_kill = time.monotonic() + self._kill_every
-        while self._fleet.running("application") or self._needs_kills():
+        while not (self._fleet.has_placed_all() or self._fleet.cannot_place()) or self._needs_kills():
             self._look("working")
             if self._kill_every and time.monotonic() >= next_kill:
                 self._kill_one()
@@ -123,7 +145,10 @@ class Proof:
             self._count_effects(engine)
 
     def _needs_kills(self) -> bool:
-        return bool(self._kill_every) and len(self._fleet.kills) < LEAST_KILLS
+        """Whether there are too few kills yet, and somebody to kill."""
+        if not self._kill_every or self._fleet.cannot_place():
+            return False
+        return len(self._fleet.kills) < LEAST_KILLS and any(map(self._is_victim, self._fleet.running()))
 
     def _drain(self, engine: Engine) -> bool:
         """Whether all that was committed takes effect by the deadline."""
@@ -182,8 +207,9 @@ class Proof:
     def _result(self, engine: Engine, finished: bool, interrupted: bool) -> Result:
         self._reader.read()
         with Session(engine) as session:
-            orders = session.scalars(select(OrderRow).order_by(OrderRow.committed_at)).all()
+            # Effects first: a server may still finish a killed process's commit, and no effect is before its order.
             effects = session.scalars(select(Effect).order_by(Effect.place)).all()
+            orders = session.scalars(select(OrderRow).order_by(OrderRow.committed_at)).all()
             balances = {one.name: one.balance for one in session.scalars(select(Account))}
         said = {
             kind: [id_ for event in self._reader.events if event.kind == kind for id_ in event.ids] for kind in _KINDS
@@ -195,10 +221,14 @@ class Proof:
             delivered=said["delivered"],
             dead_letters=[one.message.id for one in anyio.run(self._dead_letters)],
             balances=balances,
+            interrupted=interrupted,
         )
+        rolled_back = {id_ for event in self._reader.events if event.kind == "rolled_back" for id_ in event.ids}
         committed_at = {one.message_id: one.committed_at for one in orders}
         return Result(
             verdict=check(facts),
+            messages=self.plan.messages,
+            rolled_back=len(rolled_back),
             kills=self._fleet.kills,
             crashes=self._fleet.crashes,
             seconds=time.monotonic() - self._began,

@@ -51,7 +51,7 @@ $examples
 def write_report(path: Path, plan: Plan, result: Result) -> None:
     """Write the page to ``path``."""
     verdict = result.verdict
-    good = verdict.holds and result.finished
+    good = result.holds and result.finished
     text = (
         f"lost {verdict.lost} · doubled {verdict.doubled} · reordered {verdict.reordered} · phantom {verdict.phantom}"
     )
@@ -77,6 +77,10 @@ def write_report(path: Path, plan: Plan, result: Result) -> None:
 def _summary(plan: Plan, result: Result) -> str:
     broken = f" The rule {plan.broken} was broken on purpose." if plan.broken else ""
     end = "" if result.finished else " Not everything took effect before the deadline."
+    if result.interrupted:
+        end = f" Interrupted: {result.verdict.in_flight} were in flight and are not judged."
+    if result.unplaced:
+        end += f" {result.unplaced} planned orders were not placed."
     return (
         f"{result.verdict.committed} committed orders, {len(result.kills)} processes killed, "
         f"{result.seconds:.1f} s.{broken}{end}"
@@ -96,8 +100,9 @@ def _counters(result: Result) -> list[tuple[str, object]]:
         "false_confirms",
         "unbalanced",
     )
-    rest = ("redelivered", "dead_letters")
-    return [(name.replace("_", " "), getattr(verdict, name)) for name in (*names, *rest)]
+    rest = ("redelivered", "dead_letters", "in_flight")
+    counted = [(name.replace("_", " "), getattr(verdict, name)) for name in (*names, *rest)]
+    return [*counted, ("rolled back on purpose", result.rolled_back), ("not placed", result.unplaced)]
 
 
 def _settings(plan: Plan) -> list[tuple[str, object]]:

@@ -109,6 +109,7 @@ async def _apply(app: Reliamq, topic: Topic[Order], index: int, plan: Plan, ledg
                 with Session(engine) as session:
                     placed = _place(session, topic, plan, (order, account, body))
                 if placed is None:
+                    ledger.write("rolled_back", [str(order)])
                     continue
                 ledger.write("committed", [placed[0]])
                 if plan.broken is Rule.COMMIT_THEN_SEND:

@@ -22,13 +22,26 @@ from reliamq.app import Reliamq
 from reliamq.database import now_seconds
 from reliamq.handlers import Backoff
 from reliamq.proving.plan import Plan
-from reliamq.settings import RelaySettings, Settings, WorkerSettings
+from reliamq.settings import RelaySettings, WorkerSettings, load_settings
 from reliamq.spi import Backend, Delivery
 from reliamq.topics import Topic
 
-__all__ = ["Account", "Effect", "Order", "OrderRow", "Tables", "make_app", "orders_of", "place", "record_effect"]
+__all__ = [
+    "Account",
+    "Effect",
+    "Order",
+    "OrderRow",
+    "Tables",
+    "account_of",
+    "make_app",
+    "order_topic",
+    "orders_of",
+    "place",
+    "record_effect",
+]
 
 GROUP = "accounting"
+MAX_ACCOUNT_CHARACTERS = 200
 ROLLED_BACK_EVERY = 20
 
 
@@ -52,7 +65,7 @@ class OrderRow(Tables):
     __tablename__ = "prove_orders"
     order: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     message_id: Mapped[str] = mapped_column(String(64))
-    account: Mapped[str] = mapped_column(String(200))
+    account: Mapped[str] = mapped_column(String(MAX_ACCOUNT_CHARACTERS))
     number: Mapped[int] = mapped_column(Integer)
     amount: Mapped[int] = mapped_column(Integer)
     committed_at: Mapped[float] = mapped_column(Double, default=now_seconds())
@@ -62,7 +75,7 @@ class Account(Tables):
     """numbers: orders placed on it.  balance: what their effects add up to."""
 
     __tablename__ = "prove_accounts"
-    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    name: Mapped[str] = mapped_column(String(MAX_ACCOUNT_CHARACTERS), primary_key=True)
     numbers: Mapped[int] = mapped_column(Integer, default=0)
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
 
@@ -75,7 +88,7 @@ class Effect(Tables):
         BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
     )
     message_id: Mapped[str] = mapped_column(String(64))
-    account: Mapped[str] = mapped_column(String(200))
+    account: Mapped[str] = mapped_column(String(MAX_ACCOUNT_CHARACTERS))
     number: Mapped[int] = mapped_column(Integer)
     amount: Mapped[int] = mapped_column(Integer)
     applied_at: Mapped[float] = mapped_column(Double, default=now_seconds())
@@ -112,12 +125,17 @@ def place(session: Session, order: int, account: str, body: dict[str, Any] | Non
     return Order(order=order, account=account, amount=order % 97 + 1, number=number, body=body)
 
 
+def account_of(order: int, body: dict[str, Any], keys: int) -> str:
+    """Whose order a body of the user's own is: what it says under *key* or *account*, or one of ``keys`` in turn."""
+    return str(body.get("key", body.get("account", order % keys)))
+
+
 def _numbered(plan: Plan) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
     if plan.bodies is not None:
-        with Path(plan.bodies).open(encoding="utf-8") as lines:
-            for order, line in enumerate(text for text in lines if text.strip()):
+        with Path(plan.bodies).open("rb") as lines:
+            for order, line in enumerate(lines):
                 body = json.loads(line)
-                yield order, str(body.get("key", body.get("account", order % plan.keys))), body
+                yield order, account_of(order, body, plan.keys), body
         return
     accounts = random.Random(plan.seed)  # noqa: S311  # repeatable, not secret
     for order in range(plan.messages):
@@ -140,15 +158,21 @@ def record_effect(session: Session, order: Order, delivery: Delivery) -> None:
 def make_app(plan: Plan, backend: Backend | None = None) -> tuple[Reliamq, Topic[Order]]:
     """The application with its topic; handlers are added by the worker, because a broken rule may change them."""
     lease = timedelta(seconds=plan.lease_seconds)
-    settings = Settings(
+    settings = load_settings(
         broker=plan.broker,
         database=plan.database,
         worker=WorkerSettings(lease=lease, prefetch=200, stop_deadline=timedelta(seconds=10)),
         relay=RelaySettings(lease=lease, poll=timedelta(milliseconds=20), batch=200),
     )
     app = Reliamq(settings, backend=backend)
-    topic = app.topic(plan.topic, Order, key=lambda order: order.account, groups=[GROUP])
+    topic = order_topic(plan.topic)
+    app.include(topic)
     return app, topic
+
+
+def order_topic(name: str) -> Topic[Order]:
+    """The topic, of no application yet."""
+    return Topic(name, Order, key=lambda order: order.account, groups=[GROUP])
 
 
 RETRY = Backoff(attempts=50, first=timedelta(milliseconds=50), ceiling=timedelta(seconds=1))
