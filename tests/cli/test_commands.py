@@ -162,7 +162,7 @@ def test_an_id_or_a_name_that_is_not_there_is_named(run: Run, folder: Path, argu
         (["prove", "--database", "not a url"], "no SQLAlchemy URL"),
         (["prove", "--messages", "-1"], "--messages"),
         (["prove", "--messages", "5", "--input", "x"], "--messages and --input"),
-        (["prove", "--broker", "foo"], "field 'broker'"),
+        (["prove", "--broker", "foo"], "setting 'broker' in code is no URL"),
         (["prove", "--report", "."], "--report .: is a folder"),
         (["prove", "--report", "nofolder/page.html"], "its folder does not exist"),
     ],

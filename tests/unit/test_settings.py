@@ -124,6 +124,12 @@ def test_a_wrong_variable_is_named_with_where_it_is_and_what_to_do(
     assert said.format(where) in str(caught.value)
 
 
+def test_what_the_commands_read_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELIAMQ_TRACEBACK", "1")
+
+    assert load_settings().broker == "embedded:///reliamq.db"
+
+
 @pytest.mark.parametrize(
     "name", ["RELIAMQ_SERVICE_HOST", "RELIAMQ_PORT", "RELIAMQ_PORT_80_TCP_ADDR", "RELIAMQ_RELAY_SERVICE_PORT_HTTP"]
 )

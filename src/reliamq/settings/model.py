@@ -35,7 +35,7 @@ MOST_BYTES = 1 << 40
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     if not TYPE_CHECKING:  # what type checkers make of the fields is better
 

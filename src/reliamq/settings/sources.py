@@ -20,6 +20,7 @@ from reliamq.spi import ConfigurationError
 __all__ = ["DELIMITER", "PREFIX", "OurVariables", "nearest", "variable"]
 
 PREFIX, DELIMITER = "RELIAMQ_", "__"
+NO_SETTINGS = {"RELIAMQ_TRACEBACK"}  # of the commands
 # Kubernetes and Docker describe a service that is itself called reliamq in variables of these forms.
 _OF_A_SERVICE = re.compile(r"RELIAMQ_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP)\w*)?)")
 
@@ -41,7 +42,7 @@ class OurVariables(PydanticBaseSettingsSource):
 
     def _check(self, variables: Mapping[str, str | None]) -> None:
         sections = _sections(self.settings_cls)
-        known = {variable(name) for name in self.settings_cls.model_fields}.union(*sections.values())
+        known = {variable(name) for name in self.settings_cls.model_fields}.union(NO_SETTINGS, *sections.values())
         for name, value in variables.items():
             name = name.upper()
             if (
