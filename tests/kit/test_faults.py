@@ -62,8 +62,8 @@ def test_a_broken_backend_fails_the_promise_it_breaks_and_no_other(fault: str, t
     (tmp_path / "conftest.py").write_text(textwrap.dedent(CONFTEST))
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
 
-    # Four processes, because the tests mostly wait.
-    options = ["-q", "-n", "4", "-p", "no:asyncio", "-p", "no:cacheprovider", "--timeout", "60"]
+    # Two processes, because the tests mostly wait.
+    options = ["-q", "-n", "2", "-p", "no:asyncio", "-p", "no:cacheprovider", "--timeout", "60"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         cwd=tmp_path,
