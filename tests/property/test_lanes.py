@@ -53,7 +53,7 @@ Held = tuple[bytes, int, int]  # key, number, which receive gave it
 
 @dataclass
 class Broker:
-    """What a broker promises of keys: in order, and after a retry what the member holds of the key comes again too."""
+    """What a broker promises of keys: in order; with one that comes back, what the member holds after it comes too."""
 
     queues: dict[bytes, list[int]]
     held: set[Held] = field(default_factory=set)
@@ -65,15 +65,60 @@ class Broker:
         self.held.update(taken)
         return taken
 
-    def release(self, one: Held) -> None:
-        """It comes again in its old place; too late, and nothing happens (C12)."""
-        if one in self.held:
-            self.held.remove(one)
-            self.queues[one[0]] = sorted([*self.queues[one[0]], one[1]])
+    def acknowledge(self, one: Held) -> None:
+        """It is finished; too late, and nothing happens (C12)."""
+        self.held.discard(one)
 
-    def retry(self, one: Held) -> None:
-        for other in [other for other in self.held if other[0] == one[0] and other[1] >= one[1]]:
-            self.release(other)
+    def give_back(self, one: Held) -> None:
+        """It and the key's later ones come again in their old places; too late, and nothing happens."""
+        if one in self.held:
+            for other in [other for other in self.held if other[0] == one[0] and other[1] >= one[1]]:
+                self.held.remove(other)
+                self.queues[one[0]] = sorted([*self.queues[one[0]], other[1]])
+
+
+class Worker:
+    """A member with one lane, whose settlements reach the broker later."""
+
+    def __init__(self, broker: Broker, failing: set[tuple[bytes, int]]) -> None:
+        self.broker, self.failing = broker, failing
+        self.lane, self.generation = Lane(), 0
+        self.settlements: list[tuple[str, Held]] = []
+        self.done: dict[bytes, list[int]] = {key: [] for key in broker.queues}
+
+    def receive(self, limit: int) -> None:
+        self.generation += 1
+        for key, number, _ in self.broker.receive(limit, self.generation):
+            self.lane.queue.append((delivery(key, number), self.generation))
+
+    def settle(self) -> None:
+        if not self.settlements:
+            return
+        kind, one = self.settlements.pop(0)
+        if kind == "ack":
+            self.broker.acknowledge(one)
+        else:
+            self.broker.give_back(one)
+            self.lane.lift(one[0], self.generation)
+
+    def work(self) -> None:
+        if not self.lane.queue:
+            return
+        given_, generation = self.lane.queue.popleft()
+        key, number = given_.message.key or b"", int(given_.position)
+        one = (key, number, generation)
+        if not self.lane.admits(given_, generation):
+            self.lane.hold(key)
+            self.settlements.append(("release", one))
+        elif (key, number) in self.failing:
+            self.failing.discard((key, number))
+            self.lane.hold(key)
+            self.settlements.append(("retry", one))
+        else:
+            assert number <= len(self.done[key]), "ran before an earlier message of its key was finished"
+            if number == len(self.done[key]):  # else it came again, and its processed id says so
+                self.done[key].append(number)
+            self.settlements.append(("ack", one))
 
 
 @given(
@@ -81,55 +126,28 @@ class Broker:
     fails=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 5))),
     lots=st.randoms(use_true_random=True),
 )
-@settings(deadline=None, max_examples=300)
-def test_whatever_fails_and_whenever_the_broker_hears_of_it_a_keys_messages_run_in_order(
+@settings(deadline=None, max_examples=500)
+def test_whatever_fails_or_expires_and_whenever_the_broker_hears_of_it_a_keys_messages_run_in_order(
     sizes: list[int], fails: set[tuple[int, int]], lots: random.Random
 ) -> None:
     broker = Broker({bytes([key]): list(range(size)) for key, size in enumerate(sizes)})
-    done: dict[bytes, list[int]] = {key: [] for key in broker.queues}
-    failing = {(bytes([key]), number) for key, number in fails}
-    lane, generation = Lane(), 0
-    retries: list[Held] = []  # decided here, not yet known to the broker
-    for _ in range(2_000):
+    worker = Worker(broker, {(bytes([key]), number) for key, number in fails})
+    for step in range(4_000):
         if not broker.held and not any(broker.queues.values()):
             break
-        action = lots.choice(["receive", "work", "settle"])
+        action = lots.choices(["receive", "work", "settle", "expire"], [4, 6, 4, 1 if step < 200 else 0])[0]
         if action == "receive":
-            generation += 1
-            for key, number, _ in broker.receive(lots.randint(1, 8), generation):
-                lane.queue.append((delivery(key, number), generation))
-        elif action == "settle" and retries:
-            one = retries.pop(0)
-            broker.retry(one)
-            lane.lift(one[0], generation)
-        elif action == "work" and lane.queue:
-            _work(lane, broker, failing, retries, done)
-        if not lane.queue:
-            lane.forget(generation)
+            worker.receive(lots.randint(1, 8))
+        elif action == "settle":
+            worker.settle()
+        elif action == "expire" and broker.held:
+            broker.give_back(lots.choice(sorted(broker.held)))
+        elif action == "work":
+            worker.work()
+        if not worker.lane.queue:
+            worker.lane.forget(worker.generation)
 
-    assert done == {bytes([key]): list(range(size)) for key, size in enumerate(sizes)}
-
-
-def _work(
-    lane: Lane,
-    broker: Broker,
-    failing: set[tuple[bytes, int]],
-    retries: list[Held],
-    done: dict[bytes, list[int]],
-) -> None:
-    given_, generation = lane.queue.popleft()
-    key, number = given_.message.key or b"", int(given_.position)
-    one = (key, number, generation)
-    if not lane.admits(given_, generation):
-        broker.release(one)
-    elif (key, number) in failing:
-        failing.discard((key, number))
-        lane.hold(key)
-        retries.append(one)
-    else:
-        assert number == len(done[key]), "ran before an earlier message of its key was finished, or twice"
-        done[key].append(number)
-        broker.held.discard(one)
+    assert worker.done == {bytes([key]): list(range(size)) for key, size in enumerate(sizes)}
 
 
 @given(held=st.sets(st.integers(0, 5), min_size=1), other=st.integers(6, 9))
@@ -145,4 +163,4 @@ def test_a_key_that_waits_holds_up_no_other_and_is_forgotten_in_the_end(held: se
     for number in held:
         lane.lift(bytes([number]), 1)
     lane.forget(2)
-    assert not lane._waiting_keys
+    assert not lane._marks

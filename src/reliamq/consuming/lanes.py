@@ -15,6 +15,15 @@ from reliamq.spi import Delivery
 __all__ = ["Lane", "Lanes"]
 
 
+class _Mark:
+    """Of a key: how many of its messages are on their way back, and from which receive on all is in order again."""
+
+    __slots__ = ("pending", "until")
+
+    def __init__(self) -> None:
+        self.pending = self.until = 0
+
+
 class Lane:
     """One queue of deliveries, worked off by one task."""
 
@@ -22,7 +31,7 @@ class Lane:
         self.queue: deque[tuple[Delivery, int]] = deque()
         self._running: bytes | None = None
         self._since = 0.0
-        self._waiting_keys: dict[bytes, int | None] = {}
+        self._marks: dict[bytes, _Mark] = {}
 
     def starts(self, delivery: Delivery, now: float) -> None:
         """The lane's task works on ``delivery`` from ``now`` on."""
@@ -32,48 +41,48 @@ class Lane:
         """It has finished that."""
         self._running = None
 
-    def take_behind_stuck(self, share: int, *, before: float) -> list[Delivery]:
-        """If its attempt runs since ``before`` or longer: take out what its key has queued beyond ``share``."""
-        if self._running is None or self._since > before or len(self.queue) <= share:
+    def take_behind_stuck(self, *, before: float) -> list[Delivery]:
+        """If its attempt runs since ``before`` or longer: take out all that its key has queued."""
+        if self._running is None or self._since > before:
             return []
-        left: deque[tuple[Delivery, int]] = deque()
-        taken: list[Delivery] = []
-        for delivery, generation in self.queue:
-            if delivery.message.key != self._running:
-                left.append((delivery, generation))
-            elif share > 0:
-                share -= 1
-                left.append((delivery, generation))
-            else:
-                taken.append(delivery)
-        self.queue = left
+        taken = [delivery for delivery, _ in self.queue if delivery.message.key == self._running]
+        if taken:
+            self.queue = deque(each for each in self.queue if each[0].message.key != self._running)
         return taken
 
     def hold(self, key: bytes) -> None:
-        """The key's message waits for its retry: nothing of it may run from what was received so far."""
-        self._waiting_keys[key] = None
+        """A message of the key goes back to the broker: nothing of the key may run from what was received so far.
+
+        A :meth:`lift` must follow for each.
+        """
+        mark = self._marks.get(key)
+        if mark is None:
+            mark = self._marks[key] = _Mark()
+        mark.pending += 1
 
     def lift(self, key: bytes, generation: int) -> None:
-        """The broker knows of the retry now: only what was received up to ``generation`` may still be stale."""
-        if key in self._waiting_keys:
-            self._waiting_keys[key] = generation
+        """The broker has it back.  When it has all: only what was received up to ``generation`` may still be stale."""
+        mark = self._marks.get(key)
+        if mark is not None:
+            mark.pending -= 1
+            mark.until = generation
 
     def admits(self, delivery: Delivery, generation: int) -> bool:
         """Whether the delivery, which came with the receive numbered ``generation``, may run."""
         key = delivery.message.key
-        if key is None or key not in self._waiting_keys:
+        if key is None or key not in self._marks:
             return True
-        until = self._waiting_keys[key]
-        if until is None or generation <= until:
+        mark = self._marks[key]
+        if mark.pending > 0 or generation <= mark.until:
             return False
-        del self._waiting_keys[key]
+        del self._marks[key]
         return True
 
     def forget(self, generation: int) -> None:
         """Drop marks that nothing from a receive after ``generation`` can need; keeps the memory of them bounded."""
-        stale = [key for key, until in self._waiting_keys.items() if until is not None and until < generation]
+        stale = [key for key, mark in self._marks.items() if mark.pending <= 0 and mark.until < generation]
         for key in stale:
-            del self._waiting_keys[key]
+            del self._marks[key]
 
 
 class Lanes:
@@ -95,10 +104,6 @@ class Lanes:
     def queued(self) -> Iterable[Delivery]:
         """What waits in all lanes, not started."""
         return [delivery for lane in self.lanes for delivery, _ in lane.queue]
-
-    def take_behind_stuck(self, share: int, *, before: float) -> list[Delivery]:
-        """The same of every lane."""
-        return [delivery for lane in self.lanes for delivery in lane.take_behind_stuck(share, before=before)]
 
     def clear(self) -> list[Delivery]:
         """Take out all that has not started."""

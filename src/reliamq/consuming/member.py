@@ -155,7 +155,7 @@ class GroupMember:
                 if id(delivery) in self._lost:
                     self._forget(delivery)
                 elif not lane.admits(delivery, generation):
-                    self._settler.add(Release(delivery))
+                    self._give_back(lane, delivery)
                 else:
                     await self._attempt(lane, delivery)
             lane.forget(self._generation)
@@ -263,13 +263,19 @@ class GroupMember:
                 limit.stop_now()
 
     def _release_behind_stuck(self) -> None:
-        """Give back most of what waits behind a message that takes long, so that other keys find room (C3).
+        """Give back what waits behind a message of its key that takes long, so that other keys find room (C3).
 
         The broker keeps it until that message is settled.
         """
-        share = max(1, self._limits.prefetch // (2 * len(self._lanes.lanes)))
-        for delivery in self._lanes.take_behind_stuck(share, before=self._clock() - STUCK_SECONDS):
-            self._settler.add(Release(delivery))
+        for lane in self._lanes.lanes:
+            for delivery in lane.take_behind_stuck(before=self._clock() - STUCK_SECONDS):
+                self._give_back(lane, delivery)
+
+    def _give_back(self, lane: Lane, delivery: Delivery) -> None:
+        """Release it, and run nothing of its key until the broker has it: it comes again, and must be first (C3)."""
+        if delivery.message.key is not None:
+            lane.hold(delivery.message.key)
+        self._settler.add(Release(delivery))
 
     def _release_unstarted(self) -> None:
         for delivery in self._lanes.clear():
@@ -278,7 +284,8 @@ class GroupMember:
     def _after_settling(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
             delivery = settlement.delivery
-            if isinstance(settlement, Retry) and settlement.keep_order and delivery.message.key is not None:
+            goes_back = isinstance(settlement, Release) or (isinstance(settlement, Retry) and settlement.keep_order)
+            if goes_back and delivery.message.key is not None:
                 self._lanes.lane_of(delivery).lift(delivery.message.key, self._generation)
             self._forget(delivery)
 
