@@ -84,12 +84,28 @@ class Worker:
         self.broker, self.failing = broker, failing
         self.lane, self.generation = Lane(), 0
         self.settlements: list[tuple[str, Held]] = []
+        self.arriving: list[Held] | None = None
         self.done: dict[bytes, list[int]] = {key: [] for key in broker.queues}
 
     def receive(self, limit: int) -> None:
-        self.generation += 1
-        for key, number, _ in self.broker.receive(limit, self.generation):
-            self.lane.queue.append((delivery(key, number), self.generation))
+        """Ask the broker, unless it is to hear first of something that goes back."""
+        if self.arriving is None and all(kind == "ack" for kind, _ in self.settlements):
+            self.generation += 1
+            self.arriving = self.broker.receive(limit, self.generation)
+
+    def arrive(self) -> None:
+        """The answer, some time later."""
+        for one in self.arriving or ():
+            given = delivery(one[0], one[1])
+            if self.lane.refuses(given, self.generation):
+                self._give_back("release", one)
+            else:
+                self.lane.queue.append((given, self.generation))
+        self.arriving = None
+
+    def _give_back(self, kind: str, one: Held) -> None:
+        self.lane.hold(one[0])
+        self.settlements.append((kind, one))
 
     def settle(self) -> None:
         if not self.settlements:
@@ -108,12 +124,10 @@ class Worker:
         key, number = given_.message.key or b"", int(given_.position)
         one = (key, number, generation)
         if not self.lane.admits(given_, generation):
-            self.lane.hold(key)
-            self.settlements.append(("release", one))
+            self._give_back("release", one)
         elif (key, number) in self.failing:
             self.failing.discard((key, number))
-            self.lane.hold(key)
-            self.settlements.append(("retry", one))
+            self._give_back("retry", one)
         else:
             assert number <= len(self.done[key]), "ran before an earlier message of its key was finished"
             if number == len(self.done[key]):  # else it came again, and its processed id says so
@@ -135,9 +149,13 @@ def test_whatever_fails_or_expires_and_whenever_the_broker_hears_of_it_a_keys_me
     for step in range(4_000):
         if not broker.held and not any(broker.queues.values()):
             break
-        action = lots.choices(["receive", "work", "settle", "expire"], [4, 6, 4, 1 if step < 200 else 0])[0]
+        action = lots.choices(["receive", "arrive", "work", "settle", "expire"], [4, 4, 6, 4, 1 if step < 200 else 0])[
+            0
+        ]
         if action == "receive":
             worker.receive(lots.randint(1, 8))
+        elif action == "arrive":
+            worker.arrive()
         elif action == "settle":
             worker.settle()
         elif action == "expire" and broker.held:

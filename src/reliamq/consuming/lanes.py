@@ -67,15 +67,17 @@ class Lane:
             mark.pending -= 1
             mark.until = generation
 
+    def refuses(self, delivery: Delivery, generation: int) -> bool:
+        """Whether the delivery, which came with the receive numbered ``generation``, may be stale and must go back."""
+        mark = self._marks.get(delivery.message.key) if delivery.message.key is not None else None
+        return mark is not None and (mark.pending > 0 or generation <= mark.until)
+
     def admits(self, delivery: Delivery, generation: int) -> bool:
-        """Whether the delivery, which came with the receive numbered ``generation``, may run."""
-        key = delivery.message.key
-        if key is None or key not in self._marks:
-            return True
-        mark = self._marks[key]
-        if mark.pending > 0 or generation <= mark.until:
+        """Whether it may run now; if so all that was received before it is dealt with, and its key is in order."""
+        if self.refuses(delivery, generation):
             return False
-        del self._marks[key]
+        if delivery.message.key is not None:
+            self._marks.pop(delivery.message.key, None)
         return True
 
     def forget(self, generation: int) -> None:

@@ -68,6 +68,7 @@ class GroupMember:
         self._wakers: dict[int, asyncio.Event] = {id(lane): asyncio.Event() for lane in self._lanes.lanes}
         self._room = anyio.Event()
         self._generation = 0
+        self._held_back: set[int] = set()  # keyed deliveries that the broker is to have back and does not know of yet
         self._stopping = False
 
     async def run(self, stop: anyio.Event) -> None:
@@ -124,6 +125,11 @@ class GroupMember:
                 with anyio.move_on_after(STUCK_SECONDS):
                     await self._wait_for_room()
                 continue
+            if self._held_back:
+                # What is handed out now may be older than what the broker hears next; were it asked again and again
+                # meanwhile, nobody could ever tell.
+                await self._wait_for_room()
+                continue
             self._generation += 1
             try:
                 deliveries = await self._subscription.receive(room, max_bytes=room_bytes, wait=RECEIVE_WAIT)
@@ -138,8 +144,11 @@ class GroupMember:
             self._held[id(delivery)] = delivery
             self._held_bytes += delivery.message.size
             lane = self._lanes.lane_of(delivery)
-            lane.queue.append((delivery, self._generation))
-            self._wakers[id(lane)].set()
+            if lane.refuses(delivery, self._generation):
+                self._give_back(lane, delivery)  # at once, so that the next receive waits for it
+            else:
+                lane.queue.append((delivery, self._generation))
+                self._wakers[id(lane)].set()
 
     async def _wait_for_room(self) -> None:
         self._room = anyio.Event()
@@ -186,8 +195,8 @@ class GroupMember:
         if conclusion is None:  # somebody else has it: nothing to settle
             self._forget(delivery)
             return
-        if isinstance(conclusion, Retry) and conclusion.keep_order and delivery.message.key is not None:
-            lane.hold(delivery.message.key)
+        if isinstance(conclusion, Retry) and conclusion.keep_order:
+            self._hold_key(lane, delivery)
         self._settler.add(conclusion)
 
     async def _start(self, delivery: Delivery, limit: TimeLimit) -> Conclusion | None:
@@ -273,9 +282,13 @@ class GroupMember:
 
     def _give_back(self, lane: Lane, delivery: Delivery) -> None:
         """Release it, and run nothing of its key until the broker has it: it comes again, and must be first (C3)."""
-        if delivery.message.key is not None:
-            lane.hold(delivery.message.key)
+        self._hold_key(lane, delivery)
         self._settler.add(Release(delivery))
+
+    def _hold_key(self, lane: Lane, delivery: Delivery) -> None:
+        if delivery.message.key is not None:
+            self._held_back.add(id(delivery))
+            lane.hold(delivery.message.key)
 
     def _release_unstarted(self) -> None:
         for delivery in self._lanes.clear():
@@ -284,8 +297,8 @@ class GroupMember:
     def _after_settling(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
             delivery = settlement.delivery
-            goes_back = isinstance(settlement, Release) or (isinstance(settlement, Retry) and settlement.keep_order)
-            if goes_back and delivery.message.key is not None:
+            if id(delivery) in self._held_back and delivery.message.key is not None:
+                self._held_back.discard(id(delivery))
                 self._lanes.lane_of(delivery).lift(delivery.message.key, self._generation)
             self._forget(delivery)
 
