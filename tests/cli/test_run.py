@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,38 @@ def test_sigterm_ends_all_workers_with_exit_code_0(folder: Path) -> None:
         time.sleep(2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_a_plain_handler_that_overruns_the_stop_deadline_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """C8"""
+    (tmp_path / "orders.py").write_text(
+        textwrap.dedent("""
+            import pathlib, time
+            from pydantic import BaseModel
+            from reliamq import Reliamq
+
+            class Order(BaseModel):
+                number: int
+
+            app = Reliamq()
+            orders = app.topic("orders", Order)
+
+            @app.handler(orders, group="g", effects="repeatable")
+            def handle(order: Order) -> None:
+                pathlib.Path("started").touch()
+                time.sleep(30)
+        """)
+    )
+    (tmp_path / "reliamq.toml").write_text('broker = "embedded:///broker.db"\n[worker]\nstop_deadline = 0.5\n')
+    (tmp_path / "orders.ndjson").write_text('{"number": 1}')
+    command = [sys.executable, "-c", "from reliamq.cli import main; main()", "publish", "orders", "--app", "orders:app"]
+    subprocess.run([*command, "--file", "orders.ndjson"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    with running_worker(tmp_path) as process:
+        wait_until((tmp_path / "started").exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+    assert "still running in thread" in log_of(tmp_path)
 
 
 def log_of(folder: Path) -> str:

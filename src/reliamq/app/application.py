@@ -154,7 +154,8 @@ class Reliamq:
             ``"lease"``: they are outside; a lease keeps others away and a fencing token tells the newest.
             ``"repeatable"``: running twice is harmless.
         concurrency: how many run at once in one process; messages of one key never do (C3).
-        timeout: of one attempt (C7).  A plain function's thread cannot be stopped: it runs on, its result is not used.
+        timeout: of one attempt (C7), from the start of the function to its end.  A plain function's thread cannot be
+            stopped: it runs on beside what follows, also beside its key's next message, and its result is not used.
         retry: what follows a failure (C6).  name: identity for processed ids; the function's own name otherwise.
         Raises HandlerSignatureError, DuplicateHandler, ConfigurationError.
         """
