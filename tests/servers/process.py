@@ -103,8 +103,9 @@ class ServerProcess:
         """The process, or None; a process that merely got the same number is not it."""
         try:
             process = psutil.Process(int(self._pid_file.read_text()))
-            same = abs(process.create_time() - self._pid_file.stat().st_mtime) < 5
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            return process if Path(process.cwd()) == self.folder.resolve() else None
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return None
 
