@@ -7,10 +7,12 @@ stops, and gathers the facts.  Showing it is left to ``command`` and ``report``.
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import FrameType
 
 import anyio
 from sqlalchemy import Engine, func, select
@@ -118,10 +120,12 @@ class Proof:
     def run(self) -> Result:
         """Run it.  KeyboardInterrupt: everything is ended and the ledger so far is the result."""
         self._began = time.monotonic()
-        finished = interrupted = False
+        self._interrupted = finished = interrupted = False
         with ExitStack() as stack:
             engine = stack.enter_context(open_sync_engine(self.plan.database))
             stack.callback(self._fleet.kill_all)  # whatever happens, nobody is left behind
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, self._interrupt))
             try:
                 self._fleet.start()
                 self._work_under_fire(engine)
@@ -131,6 +135,10 @@ class Proof:
                 interrupted = True
                 self._fleet.kill_all()
             return self._result(engine, finished, interrupted)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self._interrupted = True  # Python drops an exception that is raised in a finalizer, so the loops look as well
+        raise KeyboardInterrupt
 
     # --- phases ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +180,8 @@ class Proof:
         return self.plan.broken is None or member.role == self.plan.broken.victim
 
     def _look(self, phase: str) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         time.sleep(LOOK_EVERY)
         self._fleet.look_after()
         self._reader.read()
