@@ -25,18 +25,8 @@ class InvalidRecordError(BrokerResponseError):
     description = "the broker refused the record as invalid"
 
 
-class UnstableOffsetCommitError(BrokerResponseError):
-    """Offsets are being written by a transaction."""
-
-    errno = 88
-    message = "UNSTABLE_OFFSET_COMMIT"
-    description = "there are unstable offsets that need to be cleared"
-    retriable = True
-
-
-# The client does not know these numbers and would say "unknown error", which leaves open whether a batch was stored.
-for _error in (InvalidRecordError, UnstableOffsetCommitError):
-    errors.kafka_errors.setdefault(_error.errno, _error)
+# The client does not know its number and would say "unknown error", which leaves open whether a batch was stored.
+errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
 
 
 class Fate(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from reliamq import Backoff, Confirmation, DeadLetter, Message, Reliamq
 from reliamq.consuming import DeadLetterDesk
 from reliamq.idempotency import MemoryLeaseStore
+from reliamq.spi import DeadLetterRecord
 from tests.app.conftest import QUICK, Order, eventually, settings, working
 
 pytestmark = pytest.mark.anyio
+
+
+async def dead_letters_of(app: Reliamq) -> Sequence[DeadLetterRecord]:
+    """Those that there are, once there are any."""
+    async with app.dead_letters() as desk:
+        while not (given_up := await desk.list()):
+            await anyio.sleep(0.01)
+    return given_up
 
 
 async def test_a_handler_that_exits_ends_its_attempt_and_not_the_process(app: Reliamq) -> None:
@@ -38,9 +47,7 @@ async def test_a_handler_that_exits_ends_its_attempt_and_not_the_process(app: Re
         for number in range(4):
             await orders.publish(Order(number=number))
         await eventually(lambda: len(done) == 3)
-        async with app.dead_letters() as desk:
-            while not (given_up := await desk.list()):
-                await anyio.sleep(0.01)
+        given_up = await dead_letters_of(app)
 
     assert [(one.attempts, "SystemExit" in one.reason) for one in given_up] == [(3, True)]
 
@@ -57,9 +64,7 @@ async def test_a_plain_handler_that_hands_back_a_coroutine_has_not_handled_anyth
 
     async with working(app):
         await orders.publish(Order(number=0))
-        async with app.dead_letters() as desk:
-            while not (given_up := await desk.list()):
-                await anyio.sleep(0.01)
+        given_up = await dead_letters_of(app)
 
     assert "async def" in given_up[0].reason
 
@@ -75,9 +80,7 @@ async def test_a_reason_with_half_a_character_is_kept_as_a_dead_letter(app: Reli
 
     async with working(app):
         await orders.publish(Order(number=0))
-        async with app.dead_letters() as desk:
-            while not (given_up := await desk.list()):
-                await anyio.sleep(0.01)
+        given_up = await dead_letters_of(app)
 
     assert "caf\\udce9.txt\\x00" in given_up[0].reason
 

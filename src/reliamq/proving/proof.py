@@ -120,7 +120,7 @@ class Proof:
     def run(self) -> Result:
         """Run it.  KeyboardInterrupt: everything is ended and the ledger so far is the result."""
         self._began = time.monotonic()
-        self._interrupted = finished = interrupted = False
+        self._interrupted = finished = False
         with ExitStack() as stack:
             engine = stack.enter_context(open_sync_engine(self.plan.database))
             stack.callback(self._fleet.kill_all)  # whatever happens, nobody is left behind
@@ -132,9 +132,8 @@ class Proof:
                 finished = self._drain(engine)
                 self._fleet.stop(STOP_PATIENCE)
             except KeyboardInterrupt:
-                interrupted = True
                 self._fleet.kill_all()
-            return self._result(engine, finished, interrupted)
+            return self._result(engine, finished, self._interrupted)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupted = True  # Python drops an exception that is raised in a finalizer, so the loops look as well
