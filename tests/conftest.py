@@ -29,9 +29,17 @@ def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def kafka() -> KafkaCluster:
-    """The three-broker cluster.  A test that breaks it mends it; its tests share the xdist group ``kafka``."""
+def kafka_servers() -> KafkaCluster:
+    """Started once for the run."""
     return kafka_cluster()
+
+
+@pytest.fixture
+def kafka(kafka_servers: KafkaCluster, request: pytest.FixtureRequest) -> KafkaCluster:
+    """The three-broker cluster.  A test that breaks it mends it; its tests share the xdist group ``kafka``."""
+    if hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@kafka"), "another process may break the cluster under this test"
+    return kafka_servers
 
 
 pytest_plugins = ["reliamq.testing.plugin"]

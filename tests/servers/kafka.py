@@ -115,9 +115,10 @@ class KafkaCluster:
 
     def start(self) -> None:
         """Start every broker that does not run, and wait until all answer."""
-        for broker in self.brokers:
-            broker.resume()
-            broker.start()
+        with FileLock(self.folder / "starting.lock"):  # two processes would start two of the same broker
+            for broker in self.brokers:
+                broker.resume()
+                broker.start()
         wait_until(self._all_answer, START_SECONDS, self.brokers)
 
     def stop(self) -> None:
