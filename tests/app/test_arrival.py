@@ -67,6 +67,29 @@ async def test_messages_of_one_key_are_handled_in_order_also_when_one_is_retried
         assert [number for name, number in done if name == account] == list(range(8))
 
 
+async def test_a_slow_message_holds_up_no_other_key(app: Reliamq) -> None:
+    """C3"""
+    orders = app.topic("orders", Order, key=lambda order: order.account)
+    done, finish = list[str](), anyio.Event()
+
+    @app.handler(orders, group="g", effects="repeatable", concurrency=2)
+    async def handle(order: Order) -> None:
+        if order.account == "slow":
+            await finish.wait()
+        done.append(order.account)
+
+    async with working(app):
+        for number in range(3):
+            await orders.publish(Order(number=number, account="slow"))
+        for number in range(40):
+            await orders.publish(Order(number=number, account=f"account {number}"))
+        await eventually(lambda: len(done) == 40)
+        finish.set()
+        await eventually(lambda: len(done) == 43)
+
+    assert done[40:] == ["slow"] * 3
+
+
 async def test_a_key_that_waits_for_its_retry_holds_up_no_other_key(app: Reliamq) -> None:
     """C3"""
     orders = app.topic("orders", Order, key=lambda order: order.account)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from hypothesis import given, settings, strategies as st
 
-from reliamq.consuming.lanes import Lane, Lanes
+from reliamq.consuming.lanes import Lanes
 from reliamq.spi import Delivery, Message
 
 keys = st.one_of(st.none(), st.binary(max_size=3))
@@ -20,32 +20,69 @@ def delivery(key: bytes | None, number: int) -> Delivery:
     return Delivery(message, "g", str(number), number)
 
 
-@given(count=st.integers(1, 9), chosen=st.lists(keys, max_size=40))
-def test_a_key_has_one_lane_and_what_has_none_is_spread(count: int, chosen: Sequence[bytes | None]) -> None:
-    lanes = Lanes(count)
-    homes: dict[bytes, Lane] = {}
+@given(chosen=st.lists(keys, max_size=40), lanes=st.integers(1, 5), lots=st.randoms(use_true_random=True))
+def test_a_key_is_in_one_lane_at_a_time_and_no_lane_idles_while_a_key_is_ready(
+    chosen: Sequence[bytes | None], lanes: int, lots: random.Random
+) -> None:
+    queue = Lanes()
     for number, key in enumerate(chosen):
-        one = delivery(key, number)
-        lane = lanes.lane_of(one)
-        assert lane in lanes.lanes
-        if key is not None:
-            assert homes.setdefault(key, lane) is lane
-        lane.queue.append((one, 1))
+        queue.add(delivery(key, number), 1)
+    running: list[Delivery] = []
+    ran: list[Delivery] = []
+    while len(ran) < len(chosen):
+        while len(running) < lanes and (taken := queue.take(0.0)) is not None:
+            running.append(taken[0])
+        busy = [one.message.key for one in running if one.message.key is not None]
+        assert len(busy) == len(set(busy)), "a key ran in two lanes"
+        left = {chosen[n] for n in range(len(chosen))} if len(running) < lanes else set()
+        idle_for = [key for key in left if key is not None and key not in busy]
+        assert all(one.message.key not in idle_for for one in behind(chosen, running, ran)), "a lane idled"
+        done = running.pop(lots.randrange(len(running)))
+        queue.ends(done)
+        ran.append(done)
 
-    assert {one.position for one in lanes.queued()} == {str(number) for number in range(len(chosen))}
-    assert len(lanes.clear()) == len(chosen)
-    assert not lanes.queued()
+    for key in {key for key in chosen if key is not None}:
+        numbers = [int(one.position) for one in ran if one.message.key == key]
+        assert numbers == sorted(numbers)
+    assert queue.take(0.0) is None
+    assert not queue._lines
 
 
-@given(count=st.integers(1, 9), messages=st.integers(0, 60))
-def test_messages_without_a_key_fill_lanes_evenly(count: int, messages: int) -> None:
-    lanes = Lanes(count)
-    for number in range(messages):
-        one = delivery(None, number)
-        lanes.lane_of(one).queue.append((one, 1))
+def behind(chosen: Sequence[bytes | None], running: list[Delivery], ran: list[Delivery]) -> list[Delivery]:
+    """What neither runs nor ran."""
+    gone = {int(one.position) for one in (*running, *ran)}
+    return [delivery(key, number) for number, key in enumerate(chosen) if number not in gone]
 
-    lengths = [len(lane.queue) for lane in lanes.lanes]
-    assert max(lengths) - min(lengths) <= 1
+
+@given(chosen=st.lists(keys, max_size=40), started=st.integers(0, 5))
+def test_clearing_takes_out_all_that_has_not_started(chosen: Sequence[bytes | None], started: int) -> None:
+    queue = Lanes()
+    for number, key in enumerate(chosen):
+        queue.add(delivery(key, number), 1)
+    running = [taken[0] for _ in range(started) if (taken := queue.take(0.0)) is not None]
+
+    left = queue.clear()
+
+    assert {int(one.position) for one in (*running, *left)} == set(range(len(chosen)))
+    for one in running:
+        queue.ends(one)
+    assert queue.take(0.0) is None
+
+
+@given(chosen=st.lists(keys, min_size=1, max_size=40))
+def test_what_waits_behind_a_stuck_message_of_its_key_can_be_taken_out(chosen: Sequence[bytes | None]) -> None:
+    queue = Lanes()
+    for number, key in enumerate(chosen):
+        queue.add(delivery(key, number), 1)
+    stuck, quick = queue.take(1.0), queue.take(5.0)
+    assert stuck is not None
+
+    taken = queue.take_behind_stuck(before=2.0)
+
+    key = stuck[0].message.key
+    expected = [n for n, other in enumerate(chosen) if other == key and other is not None][1:]
+    assert [int(one.position) for one in taken] == expected
+    assert quick is None or quick[0] not in taken
 
 
 Held = tuple[bytes, int, int]  # key, number, which receive gave it
@@ -78,11 +115,12 @@ class Broker:
 
 
 class Worker:
-    """A member with one lane, whose settlements reach the broker later."""
+    """A member with two lanes, whose settlements reach the broker later."""
 
     def __init__(self, broker: Broker, failing: set[tuple[bytes, int]]) -> None:
         self.broker, self.failing = broker, failing
-        self.lane, self.generation = Lane(), 0
+        self.lanes, self.generation = Lanes(), 0
+        self.running: list[tuple[Delivery, int]] = []
         self.settlements: list[tuple[str, Held]] = []
         self.arriving: list[Held] | None = None
         self.done: dict[bytes, list[int]] = {key: [] for key in broker.queues}
@@ -90,6 +128,7 @@ class Worker:
     def receive(self, limit: int) -> None:
         """Ask the broker, unless it is to hear first of something that goes back."""
         if self.arriving is None and all(kind == "ack" for kind, _ in self.settlements):
+            self.lanes.forget(self.generation)
             self.generation += 1
             self.arriving = self.broker.receive(limit, self.generation)
 
@@ -97,14 +136,14 @@ class Worker:
         """The answer, some time later."""
         for one in self.arriving or ():
             given = delivery(one[0], one[1])
-            if self.lane.refuses(given, self.generation):
+            if self.lanes.refuses(given, self.generation):
                 self._give_back("release", one)
             else:
-                self.lane.queue.append((given, self.generation))
+                self.lanes.add(given, self.generation)
         self.arriving = None
 
     def _give_back(self, kind: str, one: Held) -> None:
-        self.lane.hold(one[0])
+        self.lanes.hold(one[0])
         self.settlements.append((kind, one))
 
     def settle(self) -> None:
@@ -115,17 +154,26 @@ class Worker:
             self.broker.acknowledge(one)
         else:
             self.broker.give_back(one)
-            self.lane.lift(one[0], self.generation)
+            self.lanes.lift(one[0], self.generation)
 
-    def work(self) -> None:
-        if not self.lane.queue:
+    def start(self) -> None:
+        """A lane takes the next; what may be stale goes back."""
+        taken = self.lanes.take(0.0) if len(self.running) < 2 else None
+        if taken is None:
             return
-        given_, generation = self.lane.queue.popleft()
-        key, number = given_.message.key or b"", int(given_.position)
-        one = (key, number, generation)
-        if not self.lane.admits(given_, generation):
-            self._give_back("release", one)
-        elif (key, number) in self.failing:
+        if self.lanes.admits(*taken):
+            self.running.append(taken)
+            return
+        self._give_back("release", self._held(taken))
+        self.lanes.ends(taken[0])
+
+    def end(self, place: int) -> None:
+        """A handler returns or fails."""
+        if not self.running:
+            return
+        taken = self.running.pop(place % len(self.running))
+        key, number, _ = one = self._held(taken)
+        if (key, number) in self.failing:
             self.failing.discard((key, number))
             self._give_back("retry", one)
         else:
@@ -133,6 +181,10 @@ class Worker:
             if number == len(self.done[key]):  # else it came again, and its processed id says so
                 self.done[key].append(number)
             self.settlements.append(("ack", one))
+        self.lanes.ends(taken[0])
+
+    def _held(self, taken: tuple[Delivery, int]) -> Held:
+        return (taken[0].message.key or b"", int(taken[0].position), taken[1])
 
 
 @given(
@@ -149,36 +201,31 @@ def test_whatever_fails_or_expires_and_whenever_the_broker_hears_of_it_a_keys_me
     for step in range(4_000):
         if not broker.held and not any(broker.queues.values()):
             break
-        action = lots.choices(["receive", "arrive", "work", "settle", "expire"], [4, 4, 6, 4, 1 if step < 200 else 0])[
-            0
-        ]
+        kinds = ["receive", "arrive", "start", "end", "settle", "expire"]
+        action = lots.choices(kinds, [4, 4, 6, 6, 4, 1 if step < 200 else 0])[0]
         if action == "receive":
             worker.receive(lots.randint(1, 8))
-        elif action == "arrive":
-            worker.arrive()
-        elif action == "settle":
-            worker.settle()
         elif action == "expire" and broker.held:
             broker.give_back(lots.choice(sorted(broker.held)))
-        elif action == "work":
-            worker.work()
-        if not worker.lane.queue:
-            worker.lane.forget(worker.generation)
+        elif action == "end":
+            worker.end(lots.randint(0, 1))
+        elif action in ("arrive", "start", "settle"):
+            getattr(worker, action)()
 
     assert worker.done == {bytes([key]): list(range(size)) for key, size in enumerate(sizes)}
 
 
 @given(held=st.sets(st.integers(0, 5), min_size=1), other=st.integers(6, 9))
 def test_a_key_that_waits_holds_up_no_other_and_is_forgotten_in_the_end(held: set[int], other: int) -> None:
-    lane = Lane()
+    lanes = Lanes()
     for number in held:
-        lane.hold(bytes([number]))
+        lanes.hold(bytes([number]))
 
-    assert lane.admits(delivery(bytes([other]), 0), 1)
-    assert lane.admits(delivery(None, 0), 1)
-    assert not any(lane.admits(delivery(bytes([number]), 0), 99) for number in held)  # until the broker knows
+    assert lanes.admits(delivery(bytes([other]), 0), 1)
+    assert lanes.admits(delivery(None, 0), 1)
+    assert not any(lanes.admits(delivery(bytes([number]), 0), 99) for number in held)  # until the broker knows
 
     for number in held:
-        lane.lift(bytes([number]), 1)
-    lane.forget(2)
-    assert not lane._marks
+        lanes.lift(bytes([number]), 1)
+    lanes.forget(2)
+    assert not lanes._marks

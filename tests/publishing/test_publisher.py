@@ -25,6 +25,9 @@ class Backend:
     def __init__(self, answer: Callable[[Sequence[Message]], Sequence[Outcome]]) -> None:
         self.answer, self.batches = answer, list[list[str]]()
 
+    def route(self, message: Message) -> None:
+        """One for all."""
+
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         self.batches.append([message.id for message in batch])
         await anyio.lowlevel.checkpoint()
@@ -34,13 +37,38 @@ class Backend:
 class Silent:
     """Never answers."""
 
+    def route(self, message: Message) -> None:
+        """One for all."""
+
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         await anyio.sleep_forever()
         raise AssertionError
 
 
-def message(number: int) -> Message:
-    return Message("orders", b"", str(number), "Order", "tests", datetime.now(UTC), key=b"ada")
+class Partitioned(Backend):
+    """Stores each key at a place of its own; the place of ``stuck`` answers nothing until it is freed."""
+
+    def __init__(self, answer: Callable[[Sequence[Message]], Sequence[Outcome]], stuck: bytes) -> None:
+        super().__init__(answer)
+        self.stuck, self.freed = stuck, anyio.Event()
+        self.under_way: set[bytes | None] = set()
+
+    def route(self, message: Message) -> bytes | None:
+        return message.key
+
+    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        (key,) = {message.key for message in batch}
+        assert key not in self.under_way, "two batches of one route at the same time"
+        self.under_way.add(key)
+        if key == self.stuck:
+            await self.freed.wait()
+        outcomes = await super().send(batch, deadline=deadline)
+        self.under_way.remove(key)
+        return outcomes
+
+
+def message(number: int, key: bytes = b"ada") -> Message:
+    return Message("orders", b"", str(number), "Order", "tests", datetime.now(UTC), key=key)
 
 
 def confirmed(batch: Sequence[Message]) -> Sequence[Outcome]:
@@ -68,7 +96,7 @@ async def test_closing_answers_those_too_who_wait_for_room_and_names_them() -> N
         async with anyio.create_task_group() as callers, running(publisher):
             for number in range(20):
                 callers.start_soon(publish, number)
-            await anyio.wait_all_tasks_blocked()
+            await anyio.sleep(0.02)
             left = await publisher.drain(timedelta(milliseconds=50))
 
     assert sorted(left) == sorted(answers) == sorted(map(str, range(20)))
@@ -121,3 +149,27 @@ async def test_what_was_refused_for_now_is_not_overtaken_by_what_came_later() ->
         await asyncio.gather(*(publisher.publish(message(number), deadline=SOON) for number in range(3)))
 
     assert stored == ["0", "1", "2"]
+
+
+async def test_a_place_that_is_stuck_holds_up_no_message_that_is_stored_elsewhere() -> None:
+    """P5 P6"""
+    backend = Partitioned(confirmed, stuck=b"bob")
+    publisher = ConfirmingPublisher(backend)
+    done: list[str] = []
+
+    async def publish(number: int, key: bytes) -> None:
+        done.append((await publisher.publish(message(number, key), deadline=SOON)).message_id)
+
+    async with running(publisher), anyio.create_task_group() as callers:
+        for number in range(40):
+            callers.start_soon(publish, number, [b"ada", b"bob", b"cyd", b"dan"][number % 4])
+        with anyio.fail_after(2):
+            while len(done) < 30:
+                await anyio.sleep(0.01)
+        assert not {int(one) % 4 for one in done} & {1}
+        backend.freed.set()
+
+    assert sorted(map(int, done)) == list(range(40))
+    assert len(backend.batches) < 10, "what gathers goes out together"
+    of_bob = [int(one) for batch in backend.batches for one in batch if int(one) % 4 == 1]
+    assert of_bob == sorted(of_bob)

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import anyio
 
-from reliamq.consuming.lanes import Lane, Lanes
+from reliamq.consuming.lanes import Lanes
 from reliamq.consuming.pipeline import Pipeline
 from reliamq.consuming.retry import Conclusion
 from reliamq.consuming.settlement import Settler
@@ -60,12 +60,12 @@ class GroupMember:
     ) -> None:
         self._opening, self._dead_letters, self._pipeline = subscription, dead_letters, pipeline
         self._limits, self._suspects, self._label = limits, suspects, label
-        self._lanes = Lanes(concurrency)
+        self._concurrency, self._lanes = concurrency, Lanes()
         self._held: dict[int, Delivery] = {}
         self._held_bytes = 0
         self._running: dict[int, TimeLimit] = {}
         self._lost: set[int] = set()
-        self._wakers: dict[int, asyncio.Event] = {id(lane): asyncio.Event() for lane in self._lanes.lanes}
+        self._sleeping: list[asyncio.Event] = []  # lanes without work
         self._room = anyio.Event()
         self._generation = 0
         self._held_back: set[int] = set()  # keyed deliveries that the broker is to have back and does not know of yet
@@ -94,8 +94,8 @@ class GroupMember:
 
     async def _consume(self, stop: anyio.Event) -> None:
         async with anyio.create_task_group() as lanes:
-            for lane in self._lanes.lanes:
-                lanes.start_soon(self._work_lane, lane)
+            for _ in range(self._concurrency):
+                lanes.start_soon(self._work_lane)
             await self._receive_until(stop)
             self._release_unstarted()
             with anyio.move_on_after(self._limits.stop.total_seconds()) as patience:
@@ -130,6 +130,7 @@ class GroupMember:
                 # meanwhile, nobody could ever tell.
                 await self._wait_for_room()
                 continue
+            self._lanes.forget(self._generation)
             self._generation += 1
             try:
                 deliveries = await self._subscription.receive(room, max_bytes=room_bytes, wait=RECEIVE_WAIT)
@@ -143,12 +144,10 @@ class GroupMember:
         for delivery in deliveries:
             self._held[id(delivery)] = delivery
             self._held_bytes += delivery.message.size
-            lane = self._lanes.lane_of(delivery)
-            if lane.refuses(delivery, self._generation):
-                self._give_back(lane, delivery)  # at once, so that the next receive waits for it
-            else:
-                lane.queue.append((delivery, self._generation))
-                self._wakers[id(lane)].set()
+            if self._lanes.refuses(delivery, self._generation):
+                self._give_back(delivery)  # at once, so that the next receive waits for it
+            elif self._lanes.add(delivery, self._generation) and self._sleeping:
+                self._sleeping.pop().set()
 
     async def _wait_for_room(self) -> None:
         self._room = anyio.Event()
@@ -156,24 +155,24 @@ class GroupMember:
 
     # --- lanes -----------------------------------------------------------------------------------------------------
 
-    async def _work_lane(self, lane: Lane) -> None:
-        waker = self._wakers[id(lane)]
+    async def _work_lane(self) -> None:
+        waker = asyncio.Event()
         while True:
-            while lane.queue:
-                delivery, generation = lane.queue.popleft()
+            while (taken := self._lanes.take(self._clock())) is not None:
+                delivery, generation = taken
                 if id(delivery) in self._lost:
                     self._forget(delivery)
-                elif not lane.admits(delivery, generation):
-                    self._give_back(lane, delivery)
+                elif not self._lanes.admits(delivery, generation):
+                    self._give_back(delivery)
                 else:
-                    await self._attempt(lane, delivery)
-            lane.forget(self._generation)
+                    await self._attempt(delivery)
+                self._lanes.ends(delivery)
             waker.clear()
+            self._sleeping.append(waker)
             await waker.wait()
 
-    async def _attempt(self, lane: Lane, delivery: Delivery) -> None:
+    async def _attempt(self, delivery: Delivery) -> None:
         limit = self._running[id(delivery)] = TimeLimit(self._clock)
-        lane.starts(delivery, self._clock())
         conclusion: Conclusion | None = None
         try:
             async with limit.timeout:
@@ -188,15 +187,14 @@ class GroupMember:
             self._settler.add(Release(delivery))
             raise
         finally:
-            lane.ends()
             del self._running[id(delivery)]
             if self._stopping:
                 self._room.set()
         if conclusion is None:  # somebody else has it: nothing to settle
             self._forget(delivery)
             return
-        if isinstance(conclusion, Retry) and conclusion.keep_order:
-            self._hold_key(lane, delivery)
+        if isinstance(conclusion, Release) or (isinstance(conclusion, Retry) and conclusion.keep_order):
+            self._hold_key(delivery)
         self._settler.add(conclusion)
 
     async def _start(self, delivery: Delivery, limit: TimeLimit) -> Conclusion | None:
@@ -230,6 +228,8 @@ class GroupMember:
             return await self._within_timeout(delivery, limit)
 
     async def _within_timeout(self, delivery: Delivery, limit: TimeLimit) -> Conclusion:
+        if not self._subscription.may_start(delivery):
+            return Release(delivery)  # the broker wants it back, or gave it to somebody else already
         limit.allow(self._pipeline.timeout(delivery))
         try:
             return await self._pipeline.conclude(delivery, limit)
@@ -276,19 +276,18 @@ class GroupMember:
 
         The broker keeps it until that message is settled.
         """
-        for lane in self._lanes.lanes:
-            for delivery in lane.take_behind_stuck(before=self._clock() - STUCK_SECONDS):
-                self._give_back(lane, delivery)
+        for delivery in self._lanes.take_behind_stuck(before=self._clock() - STUCK_SECONDS):
+            self._give_back(delivery)
 
-    def _give_back(self, lane: Lane, delivery: Delivery) -> None:
+    def _give_back(self, delivery: Delivery) -> None:
         """Release it, and run nothing of its key until the broker has it: it comes again, and must be first (C3)."""
-        self._hold_key(lane, delivery)
+        self._hold_key(delivery)
         self._settler.add(Release(delivery))
 
-    def _hold_key(self, lane: Lane, delivery: Delivery) -> None:
+    def _hold_key(self, delivery: Delivery) -> None:
         if delivery.message.key is not None:
             self._held_back.add(id(delivery))
-            lane.hold(delivery.message.key)
+            self._lanes.hold(delivery.message.key)
 
     def _release_unstarted(self) -> None:
         for delivery in self._lanes.clear():
@@ -299,7 +298,7 @@ class GroupMember:
             delivery = settlement.delivery
             if id(delivery) in self._held_back and delivery.message.key is not None:
                 self._held_back.discard(id(delivery))
-                self._lanes.lane_of(delivery).lift(delivery.message.key, self._generation)
+                self._lanes.lift(delivery.message.key, self._generation)
             self._forget(delivery)
 
     def _forget(self, delivery: Delivery) -> None:

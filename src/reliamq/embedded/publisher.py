@@ -48,6 +48,9 @@ class EmbeddedPublisher:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def route(self, message: Message) -> None:
+        """All are stored in one file, one transaction after another."""
+
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Append a batch in one transaction; see the contract."""
         if not batch:

@@ -138,6 +138,10 @@ class EmbeddedSubscription:
 
     # --- keeping and ending ----------------------------------------------------------------------------------------
 
+    def may_start(self, delivery: Delivery) -> bool:
+        """Always: this broker wants nothing back, and whose lease has ended is told when it is extended or settled."""
+        return True
+
     async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Record starts; see the contract."""
         if not deliveries:

@@ -75,6 +75,7 @@ class WatchedBackend:
 class _WatchedPublisher:
     def __init__(self, publisher: Publisher, ledger: Ledger) -> None:
         self._publisher, self._ledger = publisher, ledger
+        self.route = publisher.route
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         outcomes = await self._publisher.send(batch, deadline=deadline)
@@ -88,6 +89,7 @@ class _WatchedSubscription:
     def __init__(self, subscription: Subscription, ledger: Ledger) -> None:
         self._subscription, self._ledger = subscription, ledger
         self.lease_seconds = subscription.lease_seconds
+        self.may_start = subscription.may_start
 
     async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
         deliveries = await self._subscription.receive(limit, max_bytes=max_bytes, wait=wait)

@@ -1,8 +1,9 @@
-"""The coalescing publisher: callers each await their own confirmation, one task sends what has gathered as one batch.
+"""The coalescing publisher: callers each await their own confirmation, and what has gathered is sent as one batch.
 
 A caller gets its confirmation or one of two exceptions by its deadline: ``Rejected`` (certainly not stored) or
-``Unconfirmed`` (P2).  What is in doubt is sent again with the same id until then (P4).  How a batch is stored is left
-to the backend.
+``Unconfirmed`` (P2).  What is in doubt is sent again with the same id until then (P4).  Batches go out side by side
+where the backend says that they do not depend on each other (its routes), and one after another where they do (P5).
+How a batch is stored is left to the backend.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import timedelta
 
 import anyio
+from anyio.abc import TaskGroup
 
 from reliamq.publishing.in_flight import InFlight
 from reliamq.publishing.resend import Pause
@@ -65,10 +67,10 @@ class ConfirmingPublisher:
     ) -> None:
         self._publisher, self._batch = publisher, batch
         self._in_flight = InFlight(max_messages=max_messages, max_bytes=max_bytes)
-        self._queue: deque[_Waiting] = deque()
+        self._routes: dict[Hashable, deque[_Waiting]] = {}  # what waits on each; a task works off each
+        self._tasks: TaskGroup | None = None
         self._outstanding: dict[int, _Waiting] = {}
         self._before_room: dict[object, Message] = {}
-        self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = self._over = False  # takes nothing new; gives up on what it has
@@ -92,12 +94,21 @@ class ConfirmingPublisher:
         waiting = _Waiting(message, size, expires, asyncio.get_running_loop().create_future())
         self._outstanding[id(waiting)] = waiting
         self._idle.clear()
-        self._queue.append(waiting)
-        self._work.set()
+        self._enqueue(waiting)
         try:
             return await waiting.outcome
         finally:
             self._forget(waiting)
+
+    def _enqueue(self, waiting: _Waiting) -> None:
+        route = self._publisher.route(waiting.message)
+        queue = self._routes.get(route)
+        if queue is not None:
+            queue.append(waiting)
+            return
+        self._routes[route] = deque((waiting,))
+        if self._tasks is not None:
+            self._tasks.start_soon(self._work_off, route)
 
     async def _wait_for_room(self, message: Message, size: int, expires: float) -> None:
         caller, entered = object(), False
@@ -146,30 +157,27 @@ class ConfirmingPublisher:
         """Send until cancelled.  Whoever still waits when it ends gets Unconfirmed: nobody hangs."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send_for_ever)
+                self._tasks = tasks
+                for route in self._routes:
+                    tasks.start_soon(self._work_off, route)
                 tasks.start_soon(self._expire_for_ever)
         finally:
-            self._closed = True
+            self._closed, self._tasks = True, None
             self._give_up("the publisher stopped before the broker confirmed")
 
-    async def _send_for_ever(self) -> None:
-        pause = Pause()
-        while True:
-            await self._work.wait()
-            batch = self._take()
-            if not batch:
-                self._work.clear()
-                continue
+    async def _work_off(self, route: Hashable) -> None:
+        """Send what waits on a route, batch after batch, until nothing does."""
+        queue, pause = self._routes[route], Pause()
+        while batch := self._take(queue):
             again = await self._send(batch)
             if again:
-                self._queue.extendleft(reversed(again))
-                self._work.set()
+                queue.extendleft(reversed(again))
                 await anyio.sleep(pause.longer())  # cancelled here: run() tells everybody
             else:
                 pause.reset()
+        del self._routes[route]
 
-    def _take(self) -> list[_Waiting]:
-        queue = self._queue
+    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
         batch: list[_Waiting] = []
         while queue and len(batch) < self._batch:
             waiting = queue.popleft()

@@ -8,7 +8,7 @@ promises in ``docs/promises.md``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -46,9 +46,18 @@ class Storage(Protocol):
 
 
 class Publisher(Protocol):
-    """Safe departure.  One task of the core calls it, one call at a time: a batch that must be sent again could
-    otherwise be overtaken by the next (P5).
+    """Safe departure.  The core has one call of :meth:`send` under way for each route: a batch that must be sent again
+    could otherwise be overtaken by the next (P5).
     """
+
+    def route(self, message: Message) -> Hashable:
+        """Which messages it must wait for: messages of one topic and key have one route, always.
+
+        A backend that stores all messages at one place gives a constant.  One with many (partitions) gives the place,
+        so that a batch holds what is stored together, and a place that is stuck holds up nobody else.  Asked for every
+        message, so it must be cheap, and ask nobody.
+        """
+        ...
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Store a batch and wait until each message's fate is known or the deadline passes.
@@ -85,12 +94,20 @@ class Subscription(Protocol):
         """
         ...
 
+    def may_start(self, delivery: Delivery) -> bool:
+        """Whether its handler may start now: it still is this member's, and the broker does not want it back.
+
+        Asked before each start, so it must be cheap, and ask nobody.  After False the core releases it at once.  A
+        backend that has to hand a share of the keys to another member answers False for what has not started, and
+        waits, as long as it can, for what has (C3).
+        """
+        ...
+
     async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Record durably that handlers of these are about to start (C4); give back those still owned.
 
         The core calls it for redelivered messages only, so the hot path pays nothing.  A recorded start that nobody
-        settles
-        is a crash: the next delivery has ``crashes`` one higher.
+        settles is a crash: the next delivery has ``crashes`` one higher.
         Cancelled: the start may be recorded; then it counts.
         """
         ...

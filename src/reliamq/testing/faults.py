@@ -52,6 +52,7 @@ class PassingPublisher:
 
     def __init__(self, publisher: Publisher) -> None:
         self.inner = publisher
+        self.route = publisher.route
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Pass on."""
@@ -79,6 +80,7 @@ class PassingSubscription:
     def __init__(self, subscription: Subscription) -> None:
         self.inner = subscription
         self.lease_seconds = subscription.lease_seconds
+        self.may_start = subscription.may_start
 
     async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
         """Pass on."""
