@@ -13,9 +13,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NoError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
@@ -78,6 +86,21 @@ class Admin:
             code, _, _, _, entries = answer.resources[0]
             _check(code)
             return {entry[0]: entry[1] for entry in entries}
+
+        return await self._answered(ask)
+
+    async def commits(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
+        """The offset and metadata that a group committed, by partition; one without is left out."""
+        parts = [TopicPartition(topic, number) for number in partitions]
+
+        async def ask() -> dict[int, tuple[int, str]]:
+            try:
+                found = await self._client.list_consumer_group_offsets(group, partitions=parts)
+            except NoError as error:  # the client names the wrong one of two codes
+                raise CoordinatorNotAvailableError from error
+            if len(found) < len(parts):  # an error of the whole group, at which the client does not look
+                raise CoordinatorNotAvailableError
+            return {part.partition: (at.offset, at.metadata or "") for part, at in found.items() if at.offset >= 0}
 
         return await self._answered(ask)
 
