@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.errors import InvalidReplicationFactorError
 
@@ -101,39 +101,26 @@ class Table:
                 beginning = (await consumer.beginning_offsets([part]))[part]
                 end = (await consumer.end_offsets([part]))[part]
             consumer.seek(part, beginning)
-            while await self._position(consumer, part) < end:
-                if not await self._read_on(consumer, part, end, take):
-                    break
-
-    async def _position(self, consumer: AIOKafkaConsumer, part: TopicPartition) -> int:
-        async with bounded(self._settings, f"reading {self.name}"):
-            return int(await consumer.position(part))
+            position = beginning
+            while position < end:
+                position = await self._read_on(consumer, part, position, end, take)
 
     async def _read_on(
-        self, consumer: AIOKafkaConsumer, part: TopicPartition, end: int, take: Callable[[Row], None]
-    ) -> bool:
-        """Read a little further; False: what is left of the log was compacted away.
+        self, consumer: AIOKafkaConsumer, part: TopicPartition, position: int, end: int, take: Callable[[Row], None]
+    ) -> int:
+        """Read a little further; where it stands now.
 
-        The position then never reaches the end.  That a broker which has everything up to the end has answered twice
-        from here, with nothing, says so; a silence does not.
+        The position reaches the end also in a compacted log: what was written last is never compacted away.
         """
-        before, answered = consumer.last_poll_timestamp(part), 0
-        began = time.monotonic()
-        start = await self._position(consumer, part)
-        while answered < 2:
-            async with bounded(self._settings, f"reading {self.name}"):
+        start, records = position, list[ConsumerRecord]()
+        async with bounded(self._settings, f"reading {self.name}"):
+            while not records and position == start:
                 records = (await consumer.getmany(part, timeout_ms=POLL_MILLISECONDS)).get(part, [])
-            for record in records:
-                if record.offset < end and record.key is not None:
-                    take(Row(record.key, record.value, list(record.headers), record.offset))
-            if records or await self._position(consumer, part) > start:
-                return True
-            now = consumer.last_poll_timestamp(part)
-            if now != before and (consumer.highwater(part) or 0) >= end:
-                before, answered = now, answered + 1
-            elif time.monotonic() - began > ANSWER_SECONDS:
-                raise BrokerUnavailable(self._settings.url, f"reading {self.name}: no answer")
-        return False
+                position = int(await consumer.position(part))
+        for record in records:
+            if record.offset < end and record.key is not None:
+                take(Row(record.key, record.value, list(record.headers), record.offset))
+        return position
 
 
 class TableWriter:
