@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     CoordinatorNotAvailableError,
@@ -104,11 +104,43 @@ class Admin:
 
         return await self._answered(ask)
 
-    async def groups(self) -> set[str]:
-        """The names of all groups that have offsets or members."""
+    async def led_partitions(self, topic: str) -> Sequence[Partition]:
+        """The partitions of a topic that is there, or was just created, once each has a leader.
 
-        async def ask() -> set[str]:
-            return {group[0] for group in await self._client.list_consumer_groups()}
+        Raises BrokerUnavailable.
+        """
+        deadline = time.monotonic() + ATTEMPTS_SECONDS
+        while True:
+            parts = await self.partitions(topic)
+            if parts and all(part.leader >= 0 for part in parts):
+                return parts
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(self._settings.url, f"a partition of topic {topic} has no leader: {parts}")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def brokers(self) -> frozenset[int]:
+        """The numbers of the brokers that are there now."""
+
+        async def ask() -> frozenset[int]:
+            cluster = await self._client.describe_cluster()
+            return frozenset(broker["node_id"] for broker in cluster["brokers"])
+
+        return await self._answered(ask)
+
+    async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        """The offsets that a group has committed, by partition; one without is left out.  group: its ``group_id``."""
+        commits = await self.commits(group, topic, partitions)
+        return {partition: offset for partition, (offset, _) in commits.items()}
+
+    async def delete_before(self, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
+        """Remove the records below these offsets; the first that is left, by partition.
+
+        Raises KafkaError for what the cluster refuses; some of it may be removed.
+        """
+        wanted = {TopicPartition(topic, number): RecordsToDelete(offset) for number, offset in offsets.items()}
+
+        async def ask() -> dict[int, int]:
+            return {part.partition: low for part, low in (await self._client.delete_records(wanted)).items()}
 
         return await self._answered(ask)
 
