@@ -22,8 +22,8 @@ from reliamq_kafka.tables import Row, Table, TableWriter, open_writer
 __all__ = ["DEAD_LETTERS_TOPIC", "KafkaDeadLetters", "dead_letters_table", "open_dead_letters"]
 
 DEAD_LETTERS_TOPIC = "reliamq.dead-letters"
-LARGEST_ROW = 100 * 1024 * 1024
-"""As large as a request to Kafka can be: whatever fits into a topic fits here, with a MiB for why it died."""
+LARGEST_ROW = 99 * 1024 * 1024
+"""A request to Kafka can have 100 MiB: what fits into a topic fits here too, with why it died beside it."""
 LONGEST_TEXT = 256 * 1024
 """Characters that are kept of a reason and of a traceback: else a huge one could keep its message from resting here."""
 KEY = OURS + "key"
@@ -100,7 +100,10 @@ class KafkaDeadLetters:
                 found.append(_record(row))
 
         if wanted:
-            await self._table.read(take)
+            try:
+                await self._table.read(take)
+            except (KeyError, ValueError) as error:
+                raise self._foreign(error) from error
         return found
 
     async def remove(self, records: Sequence[DeadLetterRecord]) -> int:
@@ -129,7 +132,11 @@ class KafkaDeadLetters:
         try:
             return [(Name.read(key), offset) for key, offset in offsets.items()]
         except (ValueError, TypeError) as error:
-            raise BrokerUnavailable(self._settings.url, f"{DEAD_LETTERS_TOPIC}: not written by reliamq") from error
+            raise self._foreign(error) from error
+
+    def _foreign(self, error: Exception) -> BrokerUnavailable:
+        detail = f"{DEAD_LETTERS_TOPIC} holds a row that reliamq did not write: {error!r}"
+        return BrokerUnavailable(self._settings.url, detail)
 
 
 def _row(record: DeadLetterRecord) -> Row:

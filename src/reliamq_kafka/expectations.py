@@ -13,7 +13,7 @@ from reliamq_kafka.admin import Partition
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.topics import OVERHEAD_BYTES
 
-__all__ = ["differences", "is_replicated", "retention_difference", "topic_configs"]
+__all__ = ["differences", "is_replicated", "retention_difference", "table_differences", "topic_configs"]
 
 REQUIRED = (
     (
@@ -71,16 +71,28 @@ def differences(
         if live.get(setting) != value:
             yield _changed(subject, setting, live.get(setting, "unknown"), value, severity, why)
     if is_replicated(spec):
-        if live.get(UNCLEAN) != "false":
-            why = "A replica that lacks confirmed messages may become the leader, and they are gone."
-            yield _changed(subject, UNCLEAN, live.get(UNCLEAN, "unknown"), "false", Severity.LOSES, why)
         yield from _replica_findings(subject, settings, partitions, live)
     yield from _size_findings(spec, subject, settings, partitions, live)
+
+
+def table_differences(
+    name: str, settings: KafkaSettings, partitions: Sequence[Partition], live: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Where one of reliamq's own tables is less safe than the topics that need it."""
+    subject = f"topic {name}"
+    if live.get("cleanup.policy") != "compact":
+        why = "Kafka removes rows that still count."
+        found = live.get("cleanup.policy", "unknown")
+        yield _changed(subject, "cleanup.policy", found, "compact", Severity.LOSES, why)
+    yield from _replica_findings(subject, settings, partitions, live)
 
 
 def _replica_findings(
     subject: str, settings: KafkaSettings, partitions: Sequence[Partition], live: Mapping[str, str]
 ) -> Iterator[Finding]:
+    if live.get(UNCLEAN) != "false":
+        why = "A replica that lacks confirmed messages may become the leader, and they are gone."
+        yield _changed(subject, UNCLEAN, live.get(UNCLEAN, "unknown"), "false", Severity.LOSES, why)
     replicas = min(len(part.replicas) for part in partitions)
     in_sync = min(int(live["min.insync.replicas"]), replicas)  # Kafka takes no more of the setting than there are
     if replicas < settings.replication_factor:

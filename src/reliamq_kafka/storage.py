@@ -18,8 +18,14 @@ from reliamq.spi import Finding, GroupSpec, Severity, TopicSpec
 from reliamq_kafka.admin import Admin, Partition, open_admin
 from reliamq_kafka.audit import audit
 from reliamq_kafka.consumers import ANSWER_SECONDS, bounded, open_consumer
-from reliamq_kafka.expectations import differences, is_replicated, retention_difference, topic_configs
-from reliamq_kafka.groups import DeclaredGroup, Groups, retention_of
+from reliamq_kafka.expectations import (
+    differences,
+    is_replicated,
+    retention_difference,
+    table_differences,
+    topic_configs,
+)
+from reliamq_kafka.groups import GROUPS_TOPIC, DeclaredGroup, Groups, retention_of
 from reliamq_kafka.settings import KafkaSettings
 
 __all__ = ["KafkaStorage", "open_storage"]
@@ -38,6 +44,11 @@ class KafkaStorage:
             return ()
         await self._groups.create()
         findings: list[Finding] = []
+        if any(is_replicated(spec) for spec in topics):
+            async with bounded(self._settings, f"looking at {GROUPS_TOPIC}", 2 * ANSWER_SECONDS):
+                partitions = await self._admin.led_partitions(GROUPS_TOPIC)
+                live = await self._admin.topic_settings(GROUPS_TOPIC)
+            findings += table_differences(GROUPS_TOPIC, self._settings, partitions, live)
         for spec in topics:
             async with bounded(self._settings, f"declaring topic {spec.name}", 3 * ANSWER_SECONDS):
                 findings += await self._declare(spec)

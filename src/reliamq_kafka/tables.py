@@ -28,6 +28,7 @@ from reliamq_kafka.settings import KafkaSettings
 __all__ = ["Row", "Table", "TableWriter", "open_writer"]
 
 POLL_MILLISECONDS = 500
+ROWS_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +145,11 @@ class TableWriter:
 
     async def put(self, rows: Sequence[Row]) -> None:
         """Store rows.  Raises BrokerUnavailable unless all of them are stored; some may be."""
-        if not rows:
-            return
-        for outcome in await self.write(rows, deadline=time.monotonic() + ANSWER_SECONDS):
-            if not isinstance(outcome, Confirmation):
-                raise BrokerUnavailable(self._settings.url, f"writing {self._table.name}: {outcome.detail}")
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            for outcome in await self.write(part, deadline=time.monotonic() + ANSWER_SECONDS):
+                if not isinstance(outcome, Confirmation):
+                    raise BrokerUnavailable(self._settings.url, f"writing {self._table.name}: {outcome.detail}")
 
     async def remove(self, keys: Sequence[bytes]) -> None:
         """Remove rows.  Raises BrokerUnavailable unless all of them are gone; some may be."""

@@ -10,11 +10,13 @@ from datetime import timedelta
 
 import anyio
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
+from aiokafka.errors import NoError
+from aiokafka.structs import OffsetAndMetadata
 
 from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Finding, GroupSpec, Rejection, Severity, TopicSpec
-from reliamq_kafka.admin import group_id, open_admin
+from reliamq_kafka.admin import Admin, group_id, open_admin
 from reliamq_kafka.groups import GROUPS_TOPIC, DeclaredGroup, Groups
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings, read_settings
@@ -154,9 +156,14 @@ async def test_a_cluster_that_is_too_small_is_a_finding_unless_only_development_
     large = settings.model_copy(update={"replication_factor": 5, "min_insync_replicas": 4})
     real, toy = spec("g"), spec("g", durability=Durability.DEVELOPMENT)
 
-    (finding,) = await declare(large, real, toy)
+    findings = await declare(large, real, toy)
 
-    assert (finding.severity, finding.subject) == (Severity.LOSES, f"topic {real.name}")
+    assert [(one.severity, one.subject, one.setting) for one in findings] == [
+        (Severity.RISKS, f"topic {GROUPS_TOPIC}", "replication_factor"),  # it is there, with fewer
+        (Severity.RISKS, f"topic {GROUPS_TOPIC}", "min.insync.replicas"),
+        (Severity.LOSES, f"topic {real.name}", "topic"),
+    ]
+    assert await declare(large, toy) == []
     async with open_admin(settings) as admin:
         assert await admin.partitions(real.name) is None
         assert [len(part.replicas) for part in await admin.partitions(toy.name) or []] == [3] * PARTITIONS
@@ -238,3 +245,22 @@ async def test_a_cluster_that_cannot_be_reached_is_unavailable() -> None:
     nowhere = read_settings("kafka://127.0.0.1:1", {"request_timeout_seconds": 1})
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
         await declare(nowhere, spec("g"))
+
+
+async def test_a_group_whose_coordinator_cannot_say_is_not_taken_for_one_without_offsets(
+    settings: KafkaSettings,
+) -> None:
+    """C9: the client hands on such an answer as an empty one, or with the wrong one of its two codes."""
+    part = TopicPartition("t", 0)
+    answers: list[dict[TopicPartition, OffsetAndMetadata] | Exception] = [{}, NoError()]
+    answers.append({part: OffsetAndMetadata(7, ""), TopicPartition("t", 1): OffsetAndMetadata(-1, "")})
+
+    class Client:
+        async def list_consumer_group_offsets(self, group: str, partitions: object) -> object:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    assert await Admin(Client(), settings).committed("g@t", "t", [0, 1]) == {0: 7}
+    assert answers == []
