@@ -41,6 +41,7 @@ class KafkaSettings(BaseModel):
     rebalance_timeout_seconds: how long members may finish what has started before their partitions go to others.
     poll_interval_seconds: how long a member may ask for nothing before it loses its partitions.  A slow handler does
         not need it longer: reliamq asks on beside it.
+    trim_interval_seconds: how often what every group has finished and what is older than its topic keeps is removed.
     instance_id: a name that is this process's alone and stays over restarts: it then gets its partitions back without
         stirring up the group (KIP-345).  Processes that share a configuration must not share it.
     username, password, mechanism: SASL.  tls: with ``ca_file`` or the system's authorities; ``cert_file`` and
@@ -57,6 +58,7 @@ class KafkaSettings(BaseModel):
     session_timeout_seconds: float = Field(default=10.0, ge=6, le=1800)
     rebalance_timeout_seconds: float = Field(default=30.0, ge=1, le=3600)
     poll_interval_seconds: float = Field(default=300.0, ge=5, le=86_400)
+    trim_interval_seconds: float = Field(default=60.0, ge=0.1, le=86_400)
     instance_id: str | None = Field(default=None, min_length=1, max_length=200)
     username: str | None = None
     password: SecretStr | None = None

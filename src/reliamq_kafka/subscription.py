@@ -17,11 +17,12 @@ from datetime import UTC, datetime, timedelta
 
 import anyio
 
-from reliamq.spi import Ack, Delivery, Message, Release, Retry, Settlement
-from reliamq_kafka.admin import open_admin
+from reliamq.spi import Ack, BrokerUnavailable, Delivery, Message, Release, Retry, Settlement
+from reliamq_kafka.admin import Admin, open_admin
 from reliamq_kafka.commits import NoLongerMember
 from reliamq_kafka.membership import Membership
 from reliamq_kafka.records import message_of
+from reliamq_kafka.retention import trim_topic
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.window import Entry, Record, Room, Window
 
@@ -29,6 +30,7 @@ __all__ = ["KafkaSubscription", "open_subscription"]
 
 logger = logging.getLogger("reliamq.kafka")
 WATCH_SECONDS = 0.2
+FIRST_PARTITION = 0
 REMEMBERED = 10_000  # receipts, so that settling twice is not told as too late
 Receipt = tuple[int, int, int]
 """Partition, offset, number of the hand-out."""
@@ -197,6 +199,23 @@ class KafkaSubscription:
                     self._membership.abandon()
 
 
+async def trim_for_ever(membership: Membership, admin: Admin, settings: KafkaSettings, topic: str) -> None:
+    """Remove what every group has finished and what is older than the topic keeps, now and then, until cancelled (C9).
+
+    One member does it: who has the first partition.
+    """
+    while True:
+        await asyncio.sleep(settings.trim_interval_seconds)
+        if FIRST_PARTITION not in membership.windows:
+            continue
+        try:
+            removed = await trim_topic(admin, settings, topic)
+        except BrokerUnavailable as error:  # nothing is lost by what stays
+            logger.warning("topic %s cannot be trimmed, trying again later: %s", topic, error)
+        else:
+            logger.info("topic %s: removed %d finished records", topic, sum(removed.values()))
+
+
 def _receipt(delivery: Delivery) -> Receipt:
     receipt = delivery.receipt
     if not isinstance(receipt, tuple):
@@ -229,8 +248,13 @@ async def open_subscription(
     async with open_admin(settings) as admin:
         membership = Membership(admin, settings, topic, group)
         subscription = KafkaSubscription(membership, topic, group, lease)
-        work = (subscription.watch, membership.stay, membership.commits.run)
-        tasks = [asyncio.create_task(each(), name=f"{each.__name__} {group}@{topic}") for each in work]
+        work = (
+            subscription.watch(),
+            trim_for_ever(membership, admin, settings, topic),
+            membership.stay(),
+            membership.commits.run(),
+        )
+        tasks = [asyncio.create_task(each, name=f"{group}@{topic}") for each in work]
         try:
             yield subscription
         finally:

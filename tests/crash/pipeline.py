@@ -1,6 +1,7 @@
 """One order through the whole pipeline, in processes that kill themselves at a named step.
 
-The steps are planted around the real parts, here in the tests and nowhere in the package.
+The steps are planted around the real parts, here in the tests and nowhere in the package.  The environment may name
+another broker than the embedded one, a topic there, and how long to watch that nothing comes again.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -19,12 +20,14 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from reliamq import Reliamq, outbox
+from reliamq import DeadLetter, Reliamq, outbox
 from reliamq.backends import open_backend
 from reliamq.database import open_engine, open_sync_engine
 from reliamq.settings import RelaySettings, Settings, WorkerSettings
 from reliamq.spi import (
     Backend,
+    DeadLetterRecord,
+    DeadLetters,
     Delivery,
     Message,
     OutboxRow,
@@ -35,9 +38,12 @@ from reliamq.spi import (
     Settlement,
     Subscription,
 )
-from reliamq.testing.faults import PassingPublisher, PassingSubscription
+from reliamq.testing.faults import PassingDeadLetters, PassingPublisher, PassingSubscription
 
 LEASE = timedelta(seconds=0.5)
+TOPIC = os.environ.get("CRASH_TOPIC", "orders")
+WATCH_SECONDS = float(os.environ.get("CRASH_WATCH_SECONDS", "1.25"))
+PATIENCE_SECONDS = 45
 
 
 class Order(BaseModel):
@@ -87,11 +93,28 @@ class BombedSubscription(PassingSubscription):
         return late
 
 
+class BombedDeadLetters(PassingDeadLetters):
+    def __init__(self, dead_letters: DeadLetters, bomb: Bomb) -> None:
+        super().__init__(dead_letters)
+        self._bomb = bomb
+
+    async def add(self, records: Sequence[DeadLetterRecord], *, deadline: float) -> Sequence[Outcome]:
+        self._bomb.at("before burial")
+        outcomes = await super().add(records, deadline=deadline)
+        self._bomb.at("after burial")
+        return outcomes
+
+
 class BombedBackend:
     def __init__(self, backend: Backend, bomb: Bomb) -> None:
         self._inner, self._bomb = backend, bomb
         self.name, self.url, self.capabilities = backend.name, backend.url, backend.capabilities
-        self.storage, self.dead_letters = backend.storage, backend.dead_letters
+        self.storage = backend.storage
+
+    @asynccontextmanager
+    async def dead_letters(self) -> AsyncIterator[DeadLetters]:
+        async with self._inner.dead_letters() as dead_letters:
+            yield BombedDeadLetters(dead_letters, self._bomb)
 
     @asynccontextmanager
     async def publisher(self) -> AsyncIterator[Publisher]:
@@ -128,13 +151,13 @@ class BombedOutbox:
 
 def make(folder: str, bomb: Bomb) -> tuple[Reliamq, Any]:
     settings = Settings(
-        broker=f"embedded:///{folder}/broker.db",
+        broker=os.environ.get("CRASH_BROKER", f"embedded:///{folder}/broker.db"),
         database=f"sqlite:///{folder}/database.db",
         worker=WorkerSettings(lease=LEASE),
         relay=RelaySettings(lease=LEASE, poll=timedelta(milliseconds=10)),
     )
     app = Reliamq(settings, backend=BombedBackend(open_backend(settings.broker), bomb))
-    return app, app.topic("orders", Order, key=lambda order: order.account, groups=["g"])
+    return app, app.topic(TOPIC, Order, key=lambda order: order.account, groups=["g"])
 
 
 def place(folder: str, step: str) -> None:
@@ -177,7 +200,7 @@ def relay(folder: str, step: str) -> None:
 
 
 def work(folder: str, step: str) -> None:
-    """Consume until the broker has nothing left for the group."""
+    """Consume until the effect is there, and then watch whether anything comes again."""
     bomb = Bomb(step)
     app, orders = make(folder, bomb)
 
@@ -188,16 +211,39 @@ def work(folder: str, step: str) -> None:
         await session.execute(text("INSERT INTO effects VALUES (:number)"), {"number": order.number})
         bomb.at("before effect commit")
 
-    async def run() -> None:
-        stop = anyio.Event()
-        async with app, anyio.create_task_group() as tasks:
-            tasks.start_soon(app.run_worker, stop)
-            await anyio.sleep(2.5 * LEASE.total_seconds())
-            stop.set()
+    async def is_done() -> bool:
+        async with open_engine(app.settings.database or "") as engine, engine.connect() as connection:
+            return (await connection.execute(text("SELECT 1 FROM effects"))).first() is not None
 
-    anyio.run(run)
+    anyio.run(consume, app, is_done)
+
+
+def bury(folder: str, step: str) -> None:
+    """Consume with a handler that gives up, until the dead letter is there, and then watch."""
+    app, orders = make(folder, Bomb(step))
+
+    @app.handler(orders, group="g", effects="repeatable")
+    async def give_up(order: Order) -> None:
+        raise DeadLetter("nobody wants it")
+
+    async def is_done() -> bool:
+        async with app.dead_letters() as desk:
+            return bool(await desk.list(topic=TOPIC))
+
+    anyio.run(consume, app, is_done)
+
+
+async def consume(app: Reliamq, is_done: Callable[[], Awaitable[bool]]) -> None:
+    stop = anyio.Event()
+    async with app, anyio.create_task_group() as tasks:
+        tasks.start_soon(app.run_worker, stop)
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while not await is_done():
+                await anyio.sleep(0.05)
+        await anyio.sleep(WATCH_SECONDS)
+        stop.set()
 
 
 if __name__ == "__main__":
     role, folder, step = sys.argv[1:]
-    {"place": place, "relay": relay, "work": work}[role](folder, step)
+    {"place": place, "relay": relay, "work": work, "bury": bury}[role](folder, step)
