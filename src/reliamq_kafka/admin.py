@@ -18,6 +18,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.connecting import UNREACHABLE, unreachable
 from reliamq_kafka.settings import KafkaSettings
 
 __all__ = ["Admin", "Partition", "group_id", "open_admin"]
@@ -126,8 +127,8 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
     try:
         try:
             await client.start()
-        except (KafkaError, OSError) as error:
-            raise BrokerUnavailable(settings.url, f"cannot be reached: {error}") from error
+        except UNREACHABLE as error:
+            raise await unreachable(settings, error) from error
         yield Admin(client, settings)
     finally:
         await client.close()

@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable, InDoubt, Message, Outcome, Rejection, RejectionReason
 from reliamq_kafka.admin import open_admin
+from reliamq_kafka.connecting import UNREACHABLE, unreachable
 from reliamq_kafka.partition_queue import PartitionQueue, Sending, Waiter
 from reliamq_kafka.records import headers_of
 from reliamq_kafka.settings import KafkaSettings
@@ -52,9 +52,9 @@ class Producers:
         )
         try:
             await producer.start()
-        except (KafkaError, OSError) as error:
+        except UNREACHABLE as error:
             await producer.stop()
-            raise BrokerUnavailable(self._settings.url, f"cannot be reached: {error}") from error
+            raise await unreachable(self._settings, error) from error
         self._producer = producer
 
     def new_batch(self) -> BatchBuilder:
