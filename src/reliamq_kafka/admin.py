@@ -16,12 +16,14 @@ from typing import TypeVar
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.connecting import UNREACHABLE, unreachable
 from reliamq_kafka.settings import KafkaSettings
 
-__all__ = ["Admin", "Partition", "group_id", "open_admin"]
+__all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]
 
 T = TypeVar("T")
 PAUSE_SECONDS = 0.2
@@ -47,6 +49,15 @@ class Partition:
     in_sync: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """One broker that is a member of the cluster now.  rack: None where none is configured."""
+
+    number: int
+    address: str
+    rack: str | None
+
+
 class Admin:
     """Questions and orders to a cluster.  All raise BrokerUnavailable when nobody answers in time."""
 
@@ -57,7 +68,9 @@ class Admin:
         """The topic's partitions by number; None when there is no such topic."""
 
         async def ask() -> Sequence[Partition] | None:
-            (found,) = await self._client.describe_topics([topic])
+            # The client's own question would have a broker with auto.create.topics.enable make the topic.
+            question = MetadataRequest([topic], allow_auto_topic_creation=False)
+            (found,) = (await self._client._send_request(question)).to_object()["topics"]
             error = for_code(found["error_code"])
             if error is UnknownTopicOrPartitionError:
                 return None
@@ -79,6 +92,46 @@ class Admin:
             code, _, _, _, entries = answer.resources[0]
             _check(code)
             return {entry[0]: entry[1] for entry in entries}
+
+        return await self._answered(ask)
+
+    async def brokers(self) -> Sequence[Broker]:
+        """The cluster's brokers by number."""
+
+        async def ask() -> Sequence[Broker]:
+            found = (await self._client._send_request(MetadataRequest([]))).to_object()["brokers"]
+            brokers = [Broker(one["node_id"], f"{one['host']}:{one['port']}", one["rack"] or None) for one in found]
+            return sorted(brokers, key=lambda broker: broker.number)
+
+        return await self._answered(ask)
+
+    async def broker_settings(self, number: int) -> dict[str, str | None]:
+        """A broker's effective settings, by itself; None where a value is secret or empty."""
+
+        async def ask() -> dict[str, str | None]:
+            (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(number))])
+            code, _, _, _, entries = answer.resources[0]
+            _check(code)
+            return {entry[0]: entry[1] for entry in entries}
+
+        return await self._answered(ask)
+
+    async def committed(self, topic: str, group: str) -> dict[int, int]:
+        """The group's committed offset for each partition of the topic that has one."""
+
+        async def ask() -> dict[int, int]:
+            name = group_id(topic, group)
+            coordinator = await self._client.find_coordinator(name)
+            # The client's own method overlooks an error of the whole answer, which then looks like "no offsets".
+            answer = await self._client._send_request(OffsetFetchRequest(name, None), coordinator)
+            _check(answer.error_code)
+            found: dict[int, int] = {}
+            for of_topic, partitions in answer.topics:
+                for number, offset, _, code in partitions:
+                    _check(code)
+                    if of_topic == topic and offset >= 0:
+                        found[number] = offset
+            return found
 
         return await self._answered(ask)
 

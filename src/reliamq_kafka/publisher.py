@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaProducer
@@ -25,11 +25,13 @@ from reliamq_kafka.records import headers_of
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.topics import KnownTopics, TopicFacts
 
-__all__ = ["KafkaPublisher", "open_publisher"]
+__all__ = ["SAFE_SENDING", "KafkaPublisher", "open_publisher"]
 
 logger = logging.getLogger("reliamq.kafka")
 LARGEST_BATCH = 512 * 1024
 CLOSE_SECONDS = 5.0
+SAFE_SENDING: Mapping[str, object] = {"acks": "all", "enable_idempotence": True}
+"""What makes a confirmation one; the audit looks at it too."""
 
 
 class Producers:
@@ -47,9 +49,7 @@ class Producers:
 
     async def start(self) -> None:
         """Connect.  Raises BrokerUnavailable."""
-        producer = AIOKafkaProducer(
-            **self._settings.connection(), acks="all", enable_idempotence=True, max_batch_size=LARGEST_BATCH
-        )
+        producer = AIOKafkaProducer(**self._settings.connection(), **SAFE_SENDING, max_batch_size=LARGEST_BATCH)
         try:
             await producer.start()
         except UNREACHABLE as error:

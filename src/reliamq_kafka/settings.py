@@ -125,8 +125,8 @@ def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
         if "@" in parts.netloc or "@" not in after_hosts:
             raise
     raise ConfigurationError(  # nothing of the URL is shown: its parts are not what they seem
-        f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks it: in "
-        "user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and in settings '@' as %40"
+        f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks it: "
+        "in user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and in settings '@' as %40"
     )
 
 

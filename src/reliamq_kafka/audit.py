@@ -1,0 +1,192 @@
+"""The audit: every question about what keeps messages safe, put to the live cluster (S2).
+
+It promises to change nothing, and that what could not be read is a finding of its own and never a pass.  What the
+answers mean is decided in ``audit_topic``, ``audit_groups`` and ``audit_cluster``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from aiokafka import errors
+from aiokafka.errors import KafkaError
+
+from reliamq.spi import BrokerUnavailable, Durability, Finding, Severity, TopicSpec
+from reliamq_kafka import audit_cluster, audit_topic
+from reliamq_kafka.admin import Admin, Broker, Partition, group_id
+from reliamq_kafka.audit_groups import GroupView, group_findings, oldest_unread
+from reliamq_kafka.commands import Commands
+from reliamq_kafka.log_reader import LogReader, open_log_reader
+from reliamq_kafka.rules import Rule
+from reliamq_kafka.settings import KafkaSettings
+
+__all__ = ["audit"]
+
+T = TypeVar("T")
+LEAST_IN_SYNC = 2
+PATIENCE_SECONDS, PAUSE_SECONDS = 2.0, 0.1
+NOT_PERMITTED = (
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+)
+
+
+async def audit(admin: Admin, settings: KafkaSettings, topics: Sequence[TopicSpec]) -> Sequence[Finding]:
+    """Everything there is to say about the cluster, these topics, their groups, and this client.
+
+    Without topics it is judged as a cluster for replicated ones.  Raises BrokerUnavailable.
+    """
+    async with open_log_reader(settings) as reader:
+        return await _Audit(admin, settings, reader).everything(topics)
+
+
+class _Audit:
+    """Questions, and the findings so far."""
+
+    def __init__(self, admin: Admin, settings: KafkaSettings, reader: LogReader) -> None:
+        self._admin, self._settings, self._reader = admin, settings, reader
+        self._commands = Commands(settings)
+        self._findings: list[Finding] = []
+        self._largest_batch = 0
+        self._patient_until = time.monotonic() + PATIENCE_SECONDS
+
+    async def everything(self, topics: Sequence[TopicSpec]) -> list[Finding]:
+        durability = max((spec.durability for spec in topics), default=Durability.REPLICATED)
+        brokers = await self._admin.brokers()
+        groups = await self._seen(self._admin.groups(), "cluster", "groups", ("Describe", "--group '*'"))
+        for spec in topics:
+            await self._topic(spec, brokers, groups or set())
+        self._findings += audit_cluster.cluster_findings(f"cluster {self._settings.url}", brokers, durability)
+        exist = {name: await self._own_topic(name, brokers, durability) for name in audit_cluster.OWN_TOPICS}
+        await self._brokers(brokers, durability, audit_cluster.setting_rules(self._largest_batch, exist))
+        self._findings += audit_cluster.client_findings(self._settings)
+        return self._findings
+
+    async def _seen(self, question: Awaitable[T], subject: str, setting: str, permission: tuple[str, str]) -> T | None:
+        """The answer; None after a finding that there was none.
+
+        permission: operation and resource that the question needs.
+        """
+        try:
+            return await question
+        except KafkaError as error:
+            why, fix = "What cannot be read is not known to be safe.", f"The broker says: {error}."
+            if isinstance(error, NOT_PERMITTED):
+                fix = f"Permit it: {self._commands.allow(*permission)}"
+            found = "not permitted to be read" if isinstance(error, NOT_PERMITTED) else "could not be read"
+            self._findings.append(Finding(Severity.UNSEEN, subject, setting, found, "readable", why, fix))
+            return None
+
+    # --- a topic and its groups ---
+
+    async def _topic(self, spec: TopicSpec, brokers: Sequence[Broker], groups: set[str]) -> None:
+        subject, resource = f"topic {spec.name}", f"--topic {spec.name}"
+        before = len(self._findings)
+        question = self._partitions(spec.name)
+        partitions = await self._seen(question, subject, "partitions", ("Describe", resource))
+        if partitions is None:
+            if len(self._findings) == before:
+                self._findings.append(audit_topic.missing_topic(spec))
+            return
+        values: Mapping[str, str | None] = (
+            await self._seen(self._admin.topic_settings(spec.name), subject, "settings", ("DescribeConfigs", resource))
+            or {}
+        )
+        self._largest_batch = max(self._largest_batch, int(values.get("max.message.bytes") or 0))
+        least = int(values.get("min.insync.replicas") or self._settings.min_insync_replicas)
+        self._findings += audit_topic.partition_findings(
+            spec.name, partitions, brokers, least, spec.durability, self._commands
+        )
+        self._findings += audit_topic.setting_findings(spec, values, self._settings, self._commands)
+        await self._groups(spec, partitions, values, groups)
+
+    async def _partitions(self, topic: str) -> Sequence[Partition] | None:
+        """None when there is no such topic; one that was just made is not known to every broker yet."""
+        while True:
+            partitions = await self._admin.partitions(topic)
+            if partitions is not None or time.monotonic() > self._patient_until:
+                return partitions
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _groups(
+        self, spec: TopicSpec, partitions: Sequence[Partition], values: Mapping[str, str | None], groups: set[str]
+    ) -> None:
+        """The groups that are asked for, and others that the topic has."""
+        wanted = [group.name for group in spec.groups]
+        split = (name.rpartition("@") for name in sorted(groups))
+        others = [group for group, _, topic in split if topic == spec.name and group not in wanted]
+        bounds = await self._seen(
+            self._reader.bounds(spec.name, [part.number for part in partitions if part.leader >= 0]),
+            f"topic {spec.name}",
+            "offsets",
+            ("Describe", f"--topic {spec.name}"),
+        )
+        for group in (*wanted, *others):
+            committed = await self._seen(
+                self._admin.committed(spec.name, group),
+                f"topic {spec.name}",
+                f"group {group}",
+                ("Describe", f"--group '{group_id(spec.name, group)}'"),
+            )
+            if committed is not None:
+                all_of_them = frozenset(part.number for part in partitions)
+                view = GroupView(spec.name, group, all_of_them, committed, bounds or {})
+                await self._group(view, values)
+
+    async def _group(self, view: GroupView, values: Mapping[str, str | None]) -> None:
+        milliseconds = int(values.get("retention.ms") or -1)
+        retention = None if milliseconds < 0 else timedelta(milliseconds=milliseconds)
+        if retention is not None and view.unread:
+            offsets = {number: offset for number, offset in oldest_unread(view).items() if number in view.unread}
+            written = await self._seen(
+                self._reader.written_at(view.topic, offsets),
+                f"topic {view.topic}",
+                f"unread messages of group {view.group}",
+                ("Read", f"--topic {view.topic}"),
+            )
+            view = GroupView(view.topic, view.group, view.partitions, view.committed, view.bounds, written or {})
+        self._findings += group_findings(
+            view,
+            retention=retention,
+            has_size_limit=int(values.get("retention.bytes") or -1) >= 0,
+            now=datetime.now(UTC),
+            commands=self._commands,
+        )
+
+    # --- the cluster ---
+
+    async def _brokers(self, brokers: Sequence[Broker], durability: Durability, rules: Sequence[Rule]) -> None:
+        values: dict[int, Mapping[str, str | None]] = {}
+        for broker in brokers:
+            subject = f"broker {broker.number}"
+            try:
+                told = await self._seen(
+                    self._admin.broker_settings(broker.number), subject, "settings", ("DescribeConfigs", "--cluster")
+                )
+            except BrokerUnavailable as error:  # the others go on; it is this one that is silent
+                why, fix = "What cannot be read is not known to be safe.", f"Find out why it is silent: {error.detail}"
+                self._findings.append(Finding(Severity.UNSEEN, subject, "settings", "no answer", "readable", why, fix))
+                continue
+            if told is not None:
+                values[broker.number] = told
+        if values:
+            self._findings += audit_cluster.setting_findings(values, rules, durability, self._commands)
+
+    async def _own_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> bool:
+        """Kafka's own topic as it really is.  False: there is none yet, so that nothing is wrong with it yet."""
+        if name != audit_cluster.OFFSETS_TOPIC:
+            durability = Durability.DEVELOPMENT  # reliamq uses no transactions; others may
+        resource = f"--topic {name}"
+        partitions = await self._seen(
+            self._admin.partitions(name), f"topic {name}", "partitions", ("Describe", resource)
+        )
+        if partitions is not None:
+            self._findings += audit_topic.partition_findings(
+                name, partitions, brokers, LEAST_IN_SYNC, durability, self._commands
+            )
+        return partitions is not None
