@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -116,22 +117,20 @@ class Admin:
 
         return await self._answered(ask)
 
-    async def committed(self, topic: str, group: str) -> dict[int, int]:
-        """The group's committed offset for each partition of the topic that has one."""
+    async def commits(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
+        """The offset and metadata that a group committed, by partition; one without is left out."""
 
-        async def ask() -> dict[int, int]:
-            name = group_id(topic, group)
-            coordinator = await self._client.find_coordinator(name)
+        async def ask() -> dict[int, tuple[int, str]]:
+            coordinator = await self._client.find_coordinator(group)
             # The client's own method overlooks an error of the whole answer, which then looks like "no offsets".
-            answer = await self._client._send_request(OffsetFetchRequest(name, None), coordinator)
+            answer = await self._client._send_request(
+                OffsetFetchRequest(group, [(topic, list(partitions))]), coordinator
+            )
             _check(answer.error_code)
-            found: dict[int, int] = {}
-            for of_topic, partitions in answer.topics:
-                for number, offset, _, code in partitions:
-                    _check(code)
-                    if of_topic == topic and offset >= 0:
-                        found[number] = offset
-            return found
+            found = [each for of_topic, each in answer.topics if of_topic == topic]
+            for _, _, _, code in chain.from_iterable(found):
+                _check(code)
+            return {number: (at, note or "") for number, at, note, _ in chain.from_iterable(found) if at >= 0}
 
         return await self._answered(ask)
 

@@ -126,16 +126,18 @@ class _Audit:
             "offsets",
             ("Describe", f"--topic {spec.name}"),
         )
+        numbers = [part.number for part in partitions]
         for group in (*wanted, *others):
-            committed = await self._seen(
-                self._admin.committed(spec.name, group),
+            name = group_id(spec.name, group)
+            commits = await self._seen(
+                self._admin.commits(name, spec.name, numbers),
                 f"topic {spec.name}",
                 f"group {group}",
-                ("Describe", f"--group '{group_id(spec.name, group)}'"),
+                ("Describe", f"--group '{name}'"),
             )
-            if committed is not None:
-                all_of_them = frozenset(part.number for part in partitions)
-                view = GroupView(spec.name, group, all_of_them, committed, bounds or {})
+            if commits is not None:
+                committed = {number: offset for number, (offset, _) in commits.items()}
+                view = GroupView(spec.name, group, frozenset(numbers), committed, bounds or {})
                 await self._group(view, values)
 
     async def _group(self, view: GroupView, values: Mapping[str, str | None]) -> None:

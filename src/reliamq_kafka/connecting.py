@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Callable
 
 from aiokafka import errors
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import SaslAuthenticateRequest_v0, SaslAuthenticateRequest_v1
 
@@ -25,7 +25,7 @@ __all__ = ["UNREACHABLE", "unreachable"]
 
 UNREACHABLE = (KafkaError, OSError, ValueError)
 """What connecting raises; ValueError is the client's for a server that fails to prove that it knows the password."""
-PROBE_SECONDS = 3.0
+PROBE_SECONDS, CLOSE_SECONDS = 3.0, 1.0
 
 
 def _refused(settings: KafkaSettings, _: Exception) -> str:
@@ -125,12 +125,23 @@ async def _failure(settings: KafkaSettings, server: str) -> Exception | None:
     wanted = settings.connection()
     del wanted["bootstrap_servers"]
     host, _, port = server.rpartition(":")
+    connection = AIOKafkaConnection(host, int(port), **wanted)
     try:
-        connection = await create_conn(host, int(port), **wanted)
+        await connection.connect()
+    except KafkaError as error:
+        await _closed_for_good(connection)
+        return error
     except UNREACHABLE as error:
         return error
-    connection.close()
+    await _closed_for_good(connection)
     return None
+
+
+async def _closed_for_good(connection: AIOKafkaConnection) -> None:
+    """A broker lets one wait that it refused; leaving earlier would leave the socket behind."""
+    closing = connection.close()
+    if closing is not None:
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
 
 
 class _WithoutPasswords(logging.Filter):

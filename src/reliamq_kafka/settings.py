@@ -38,6 +38,11 @@ class KafkaSettings(BaseModel):
     replication_factor, min_insync_replicas: of a topic that ``declare`` creates.
     request_timeout_seconds: how long one request may take before another broker is asked.
     session_timeout_seconds: how long a silent member keeps its partitions.
+    rebalance_timeout_seconds: how long members may finish what has started before their partitions go to others.
+    poll_interval_seconds: how long a member may ask for nothing before it loses its partitions.  A slow handler does
+        not need it longer: reliamq asks on beside it.
+    instance_id: a name that is this process's alone and stays over restarts: it then gets its partitions back without
+        stirring up the group (KIP-345).  Processes that share a configuration must not share it.
     username, password, mechanism: SASL.  tls: with ``ca_file`` or the system's authorities; ``cert_file`` and
         ``key_file`` are the client's own certificate.
     """
@@ -50,6 +55,9 @@ class KafkaSettings(BaseModel):
     min_insync_replicas: int = Field(default=2, ge=1, le=100)
     request_timeout_seconds: float = Field(default=10.0, gt=0, le=300)
     session_timeout_seconds: float = Field(default=10.0, ge=6, le=1800)
+    rebalance_timeout_seconds: float = Field(default=30.0, ge=1, le=3600)
+    poll_interval_seconds: float = Field(default=300.0, ge=5, le=86_400)
+    instance_id: str | None = Field(default=None, min_length=1, max_length=200)
     username: str | None = None
     password: SecretStr | None = None
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"

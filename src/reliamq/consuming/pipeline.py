@@ -19,7 +19,7 @@ from reliamq.consuming.retry import Conclusion, GivenUp, after_crashes, after_fa
 from reliamq.consuming.time_limit import TimeLimit
 from reliamq.handlers import Backoff, Handler
 from reliamq.handlers.plan import Arguments
-from reliamq.spi import Ack, Delivery, EffectGuard, ProcessedId, ReliamqError, Retry
+from reliamq.spi import Ack, Delivery, EffectGuard, ProcessedId, ReliamqError, Retry, Undecodable
 from reliamq.topics import Topic
 
 __all__ = ["Middleware", "Pipeline"]
@@ -175,6 +175,9 @@ class Pipeline:
             raise fate[0]  # a middleware swallowed it; that must not acknowledge the message
 
     def _unhandled(self, delivery: Delivery) -> Conclusion:
+        if not delivery.message.type:
+            foreign = "it does not say what it is (attribute 'type'); it was not written by reliamq"
+            return self.failed(delivery, Undecodable(self._group, delivery.message.id, foreign))
         # During a rolling deployment an old worker meets a new type: waiting for a new worker beats giving up at once.
         known = "the topic knows it" if self._topic.knows(delivery.message.type) else "the topic does not know it"
         error = ReliamqError(f"group '{self._group}' has no handler for type '{delivery.message.type}' ({known})")

@@ -1,0 +1,239 @@
+"""Safe arrival on Kafka: one member of one group on one topic.
+
+It promises what the contract says of receiving, starting, extending and settling.  Nothing is acknowledged by the
+client itself: a settlement is told to its record's window, and what the windows then say is committed before settling
+returns (C1).  Being in the group is the membership's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+import anyio
+
+from reliamq.spi import Ack, Delivery, Message, Release, Retry, Settlement
+from reliamq_kafka.admin import open_admin
+from reliamq_kafka.membership import Membership, NoLongerMember
+from reliamq_kafka.records import message_of
+from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.window import Entry, Record, Window
+
+__all__ = ["KafkaSubscription", "open_subscription"]
+
+logger = logging.getLogger("reliamq.kafka")
+WATCH_SECONDS = 0.2
+REMEMBERED = 10_000  # receipts, so that settling twice is not told as too late
+Receipt = tuple[int, int, int]
+"""Partition, offset, number of the hand-out."""
+
+
+class KafkaSubscription:
+    """A :class:`~reliamq.spi.Subscription`."""
+
+    def __init__(self, membership: Membership, topic: str, group: str, lease: timedelta) -> None:
+        self.lease_seconds = lease.total_seconds()
+        self._membership, self._topic, self._group = membership, topic, group
+        self._hands = itertools.count(1)
+        self._applied: dict[Receipt, Window] = {}  # told to its window, and not committed yet
+        self._settled: set[Receipt] = set()
+        self._settled_before: set[Receipt] = set()
+        self._first = 0
+
+    # --- receiving -------------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
+        """Take deliveries, waiting for the first; see the contract."""
+        deadline = time.monotonic() + wait.total_seconds()
+        async with self._membership.asking():
+            while limit > 0:
+                self._membership.changed.clear()
+                deliveries = self._take(limit, max_bytes)
+                left = deadline - time.monotonic()
+                if deliveries or left <= 0:
+                    return deliveries
+                if any(window.needs_limit for window in self._membership.windows.values()):
+                    with suppress(NoLongerMember):
+                        await self._membership.commit()
+                    continue
+                self._membership.check()
+                with suppress(TimeoutError):  # cancelled here: nothing was taken
+                    await asyncio.wait_for(self._membership.changed.wait(), min(left, self._next_due()))
+        return ()
+
+    def _take(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
+        """What may go out now, a partition after the other, each first in its turn."""
+        if self._membership.recalled:
+            return ()
+        windows = list(self._membership.windows.items())
+        if windows:
+            self._first = (self._first + 1) % len(windows)
+        taken: list[Delivery] = []
+        for partition, window in windows[self._first :] + windows[: self._first]:
+            room = limit - len(taken)
+            if room <= 0 or (taken and max_bytes <= 0):
+                break
+            now = time.monotonic()
+            until = now + self.lease_seconds
+            for entry in window.take(room, max_bytes, now=now, until=until, hands=self._hands):
+                delivery = self._delivery(partition, entry)
+                if delivery.message.only_group not in (None, self._group):
+                    window.finish(entry)  # addressed to another group
+                    continue
+                max_bytes -= entry.size
+                taken.append(delivery)
+        return taken
+
+    def _next_due(self) -> float:
+        """Seconds until something that waits may go out."""
+        dues = [due for window in self._membership.windows.values() if (due := window.next_due()) is not None]
+        return max(0.001, min(dues) - time.monotonic()) if dues else WATCH_SECONDS * 5
+
+    def _delivery(self, partition: int, entry: Entry) -> Delivery:
+        return Delivery(
+            _message(self._topic, partition, entry.record),
+            self._group,
+            f"{partition}/{entry.offset}",
+            (partition, entry.offset, entry.hand),
+            entry.failures,
+            entry.crashes,
+            entry.redelivered,
+        )
+
+    # --- keeping ---------------------------------------------------------------------------------------------------
+
+    def _held(self, delivery: Delivery) -> tuple[Window, Entry] | None:
+        partition, offset, hand = _receipt(delivery)
+        window = self._membership.windows.get(partition)
+        entry = window.held(offset, hand) if window is not None else None
+        return None if window is None or entry is None else (window, entry)
+
+    def may_start(self, delivery: Delivery) -> bool:
+        """Whether it still is this member's, and the group does not want its partition back."""
+        return not self._membership.recalled and self._held(delivery) is not None
+
+    async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Record starts in the committed progress; see the contract."""
+        for held in [held for delivery in deliveries if (held := self._held(delivery))]:
+            held[0].begin(held[1])
+        if deliveries:
+            with suppress(NoLongerMember):
+                await self._membership.commit()
+        return [delivery for delivery in deliveries if self._held(delivery)]
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Renew leases; nobody else is asked, because whoever is in the group owns its partitions."""
+        until = time.monotonic() + self.lease_seconds
+        kept = [(delivery, held) for delivery in deliveries if (held := self._held(delivery))]
+        for _, (_, entry) in kept:
+            entry.until = until
+        return [delivery for delivery, _ in kept]
+
+    # --- settling --------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        """End deliveries and commit; see the contract."""
+        late = [one for one in settlements if not self._apply(one)]
+        applied = [one for one in settlements if _receipt(one.delivery) in self._applied]
+        if not applied:
+            return late
+        try:
+            # Cancelled or refused here: those that are applied are known, and committed when they are settled again.
+            await self._membership.commit()
+        except NoLongerMember:
+            for one in applied:
+                self._applied.pop(_receipt(one.delivery), None)
+            return [*late, *applied]
+        for one in applied:
+            self._applied.pop(_receipt(one.delivery), None)
+            self._remember(_receipt(one.delivery))
+        return late
+
+    def _apply(self, settlement: Settlement) -> bool:
+        """Tell its window; False when it came too late."""
+        receipt = _receipt(settlement.delivery)
+        held = self._held(settlement.delivery)
+        if held is None:
+            before = self._applied.get(receipt)
+            if before is not None and self._membership.windows.get(receipt[0]) is not before:
+                del self._applied[receipt]
+            return receipt in self._applied or receipt in self._settled or receipt in self._settled_before
+        window, entry = held
+        match settlement:
+            case Ack():
+                window.finish(entry)
+            case Release():
+                window.release(entry)
+            case Retry(delay=delay, keep_order=keep_order, counts=counts):
+                due = time.monotonic() + delay.total_seconds()
+                window.retry(entry, due=due, apart=not keep_order, counts=counts)
+        self._applied[receipt] = window
+        self._membership.settled.set()
+        self._membership.changed.set()
+        return True
+
+    def _remember(self, receipt: Receipt) -> None:
+        if len(self._settled) > REMEMBERED:
+            self._settled_before, self._settled = self._settled, set()
+        self._settled.add(receipt)
+
+    # --- leases ----------------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Take back what was not settled in its lease, until cancelled (C2)."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for window in self._membership.windows.values():
+                if lost := window.expire(time.monotonic()):
+                    logger.warning("group '%s': %d leases ran out; those come again", self._group, len(lost))
+                    self._membership.settled.set()
+                    self._membership.changed.set()
+
+
+def _receipt(delivery: Delivery) -> Receipt:
+    receipt = delivery.receipt
+    if not isinstance(receipt, tuple):
+        raise TypeError(f"delivery of message {delivery.message.id} has a receipt of another broker: {receipt!r}")
+    return receipt
+
+
+def _message(topic: str, partition: int, record: Record) -> Message:
+    """The record as a message; one that nobody of ours wrote is handed on as it is (C11)."""
+    try:
+        return message_of(topic, record.key, record.value, record.headers)
+    except (KeyError, ValueError):
+        return Message(
+            topic=topic,
+            body=record.value or b"",
+            id=f"{topic}/{partition}/{record.offset}",
+            type="",
+            source="kafka",
+            time=datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC),
+            key=record.key,
+            content_type="application/octet-stream",
+        )
+
+
+@asynccontextmanager
+async def open_subscription(
+    settings: KafkaSettings, topic: str, group: str, lease: timedelta
+) -> AsyncIterator[KafkaSubscription]:
+    """Be a member while somebody receives; leaving gives back what is held.  Raises BrokerUnavailable."""
+    async with open_admin(settings) as admin:
+        membership = Membership(admin, settings, topic, group)
+        subscription = KafkaSubscription(membership, topic, group, lease)
+        work = (subscription.watch, membership.stay, membership.commit_for_ever)
+        tasks = [asyncio.create_task(each(), name=f"{each.__name__} {group}@{topic}") for each in work]
+        try:
+            yield subscription
+        finally:
+            membership.stopping = True
+            with anyio.CancelScope(shield=True):
+                for task in tasks:  # in this order: the last commit is made while the member leaves
+                    task.cancel()
+                    await asyncio.wait({task})
