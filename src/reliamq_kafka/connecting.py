@@ -126,15 +126,14 @@ async def _failure(settings: KafkaSettings, server: str) -> Exception | None:
     del wanted["bootstrap_servers"]
     host, _, port = server.rpartition(":")
     connection = AIOKafkaConnection(host, int(port), **wanted)
+    failure: Exception | None = None
     try:
         await connection.connect()
-    except KafkaError as error:
-        await _closed_for_good(connection)
-        return error
     except UNREACHABLE as error:
-        return error
-    await _closed_for_good(connection)
-    return None
+        failure = error
+    if failure is None or isinstance(failure, KafkaError):  # there was a connection
+        await _closed_for_good(connection)
+    return failure
 
 
 async def _closed_for_good(connection: AIOKafkaConnection) -> None:
