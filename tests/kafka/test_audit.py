@@ -18,15 +18,16 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from reliamq.spi import Durability, Finding, GroupSpec, Severity, TopicSpec
+from reliamq.spi import BrokerUnavailable, Durability, Finding, GroupSpec, Severity, TopicSpec
 from reliamq_kafka import audit_cluster, audit_topic
 from reliamq_kafka.admin import Admin, Broker, Partition, group_id, open_admin
 from reliamq_kafka.audit import audit
 from reliamq_kafka.commands import Commands
 from reliamq_kafka.log_reader import open_log_reader
-from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.settings import KafkaSettings, read_settings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]
 
@@ -289,6 +290,21 @@ class Denied:
         return answer
 
 
+class Silent:
+    """A real client to which one broker gives no answer."""
+
+    def __init__(self, client: Any, broker: str) -> None:
+        self._real, self._broker = client, broker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def describe_configs(self, resources: Any) -> Any:
+        if resources[0].name == self._broker:
+            raise RequestTimedOutError
+        return await self._real.describe_configs(resources)
+
+
 @pytest.mark.parametrize(
     ("method", "code", "permission"),
     [
@@ -306,6 +322,23 @@ async def test_what_may_not_be_read_is_unseen_and_no_pass(
     found = await audit(admin, settings, [TopicSpec(topic, (GroupSpec("g"),))])
     assert {one.severity for one in found} == {UNSEEN}
     assert any(permission in one.fix and one.found == "not permitted to be read" for one in found)
+
+
+async def test_a_broker_that_is_silent_is_unseen_and_the_others_are_judged(
+    admin: Admin, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S2"""
+    monkeypatch.setattr("reliamq_kafka.admin.ATTEMPTS_SECONDS", 0.5)
+    admin._client = Silent(admin._client, "2")
+    (finding,) = await audit(admin, settings, [])
+    assert (finding.severity, finding.subject, finding.found) == (UNSEEN, "broker 2", "no answer")
+
+
+async def test_where_nobody_answers_there_is_no_verdict(admin: Admin) -> None:
+    """S2"""
+    nobody = read_settings("kafka://127.0.0.1:1", {})
+    with pytest.raises(BrokerUnavailable, match="nobody listens there"):
+        await audit(admin, nobody, [])
 
 
 async def test_settings_that_a_broker_keeps_to_itself_are_unseen(admin: Admin, commands: Commands) -> None:
