@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
@@ -96,27 +97,6 @@ class Admin:
 
         return await self._answered(ask)
 
-    async def brokers(self) -> Sequence[Broker]:
-        """The cluster's brokers by number."""
-
-        async def ask() -> Sequence[Broker]:
-            found = (await self._client._send_request(MetadataRequest([]))).to_object()["brokers"]
-            brokers = [Broker(one["node_id"], f"{one['host']}:{one['port']}", one["rack"] or None) for one in found]
-            return sorted(brokers, key=lambda broker: broker.number)
-
-        return await self._answered(ask)
-
-    async def broker_settings(self, number: int) -> dict[str, str | None]:
-        """A broker's effective settings, by itself; None where a value is secret or empty."""
-
-        async def ask() -> dict[str, str | None]:
-            (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(number))])
-            code, _, _, _, entries = answer.resources[0]
-            _check(code)
-            return {entry[0]: entry[1] for entry in entries}
-
-        return await self._answered(ask)
-
     async def commits(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
         """The offset and metadata that a group committed, by partition; one without is left out."""
 
@@ -131,6 +111,58 @@ class Admin:
             for _, _, _, code in chain.from_iterable(found):
                 _check(code)
             return {number: (at, note or "") for number, at, note, _ in chain.from_iterable(found) if at >= 0}
+
+        return await self._answered(ask)
+
+    async def led_partitions(self, topic: str) -> Sequence[Partition]:
+        """The partitions of a topic that is there, or was just created, once each has a leader.
+
+        Raises BrokerUnavailable.
+        """
+        deadline = time.monotonic() + ATTEMPTS_SECONDS
+        while True:
+            parts = await self.partitions(topic)
+            if parts and all(part.leader >= 0 for part in parts):
+                return parts
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(self._settings.url, f"a partition of topic {topic} has no leader: {parts}")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def brokers(self) -> Sequence[Broker]:
+        """The cluster's brokers by number."""
+
+        async def ask() -> Sequence[Broker]:
+            found = (await self._client._send_request(MetadataRequest([]))).to_object()["brokers"]
+            brokers = [Broker(one["node_id"], f"{one['host']}:{one['port']}", one["rack"] or None) for one in found]
+            return sorted(brokers, key=lambda broker: broker.number)
+
+        return await self._answered(ask)
+
+    async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        """The offsets that a group has committed, by partition; one without is left out.  group: its ``group_id``."""
+        commits = await self.commits(group, topic, partitions)
+        return {partition: offset for partition, (offset, _) in commits.items()}
+
+    async def delete_before(self, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
+        """Remove the records below these offsets; the first that is left, by partition.
+
+        Raises KafkaError for what the cluster refuses; some of it may be removed.
+        """
+        wanted = {TopicPartition(topic, number): RecordsToDelete(offset) for number, offset in offsets.items()}
+
+        async def ask() -> dict[int, int]:
+            return {part.partition: low for part, low in (await self._client.delete_records(wanted)).items()}
+
+        return await self._answered(ask)
+
+    async def broker_settings(self, number: int) -> dict[str, str | None]:
+        """A broker's effective settings, by itself; None where a value is secret or empty."""
+
+        async def ask() -> dict[str, str | None]:
+            (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(number))])
+            code, _, _, _, entries = answer.resources[0]
+            _check(code)
+            return {entry[0]: entry[1] for entry in entries}
 
         return await self._answered(ask)
 

@@ -20,6 +20,8 @@ from reliamq_kafka import audit_cluster, audit_topic
 from reliamq_kafka.admin import Admin, Broker, Partition, group_id
 from reliamq_kafka.audit_groups import GroupView, group_findings, oldest_unread
 from reliamq_kafka.commands import Commands
+from reliamq_kafka.dead_letters import DEAD_LETTERS_TOPIC
+from reliamq_kafka.groups import GROUPS_TOPIC, Groups
 from reliamq_kafka.log_reader import LogReader, open_log_reader
 from reliamq_kafka.rules import Rule
 from reliamq_kafka.settings import KafkaSettings
@@ -58,14 +60,28 @@ class _Audit:
     async def everything(self, topics: Sequence[TopicSpec]) -> list[Finding]:
         durability = max((spec.durability for spec in topics), default=Durability.REPLICATED)
         brokers = await self._admin.brokers()
-        groups = await self._seen(self._admin.groups(), "cluster", "groups", ("Describe", "--group '*'"))
+        groups = await self._all_groups()
         for spec in topics:
-            await self._topic(spec, brokers, groups or set())
+            await self._topic(spec, brokers, groups)
+        for name in (GROUPS_TOPIC, DEAD_LETTERS_TOPIC):
+            await self._own_topic(name, brokers, durability)
         self._findings += audit_cluster.cluster_findings(f"cluster {self._settings.url}", brokers, durability)
         exist = {name: await self._own_topic(name, brokers, durability) for name in audit_cluster.OWN_TOPICS}
         await self._brokers(brokers, durability, audit_cluster.setting_rules(self._largest_batch, exist))
         self._findings += audit_cluster.client_findings(self._settings)
         return self._findings
+
+    async def _all_groups(self) -> set[str]:
+        """Those that Kafka knows, and those that were declared and whose offsets it may have forgotten."""
+        found = await self._seen(self._admin.groups(), "cluster", "groups", ("Describe", "--group '*'")) or set()
+        try:
+            declared = await Groups(self._admin, self._settings).all()
+        except BrokerUnavailable as error:
+            why, fix = "Groups whose offsets Kafka forgot are in it alone.", f"Find out why: {error.detail}"
+            subject = f"topic {GROUPS_TOPIC}"
+            self._findings.append(Finding(Severity.UNSEEN, subject, "rows", "could not be read", "readable", why, fix))
+            return found
+        return found | {group.id for groups in declared.values() for group in groups}
 
     async def _seen(self, question: Awaitable[T], subject: str, setting: str, permission: tuple[str, str]) -> T | None:
         """The answer; None after a finding that there was none.
@@ -180,8 +196,8 @@ class _Audit:
             self._findings += audit_cluster.setting_findings(values, rules, durability, self._commands)
 
     async def _own_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> bool:
-        """Kafka's own topic as it really is.  False: there is none yet, so that nothing is wrong with it yet."""
-        if name != audit_cluster.OFFSETS_TOPIC:
+        """A topic of Kafka's or reliamq's own as it really is.  False: there is none, so nothing is wrong with it."""
+        if name == audit_cluster.TRANSACTIONS_TOPIC:
             durability = Durability.DEVELOPMENT  # reliamq uses no transactions; others may
         resource = f"--topic {name}"
         partitions = await self._seen(

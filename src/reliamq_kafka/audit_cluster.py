@@ -8,13 +8,14 @@ from reliamq.spi import Durability, Finding, Severity
 from reliamq_kafka.admin import Broker
 from reliamq_kafka.audit_topic import REPLICAS
 from reliamq_kafka.commands import Commands
-from reliamq_kafka.publisher import SAFE_SENDING
+from reliamq_kafka.producers import SAFE_SENDING
 from reliamq_kafka.rules import Rule, at_least, is_not, weighed
 from reliamq_kafka.settings import KafkaSettings
 
 __all__ = [
     "OFFSETS_TOPIC",
     "OWN_TOPICS",
+    "TRANSACTIONS_TOPIC",
     "client_findings",
     "cluster_findings",
     "setting_findings",
@@ -23,10 +24,10 @@ __all__ = [
 
 BrokerValues = Mapping[int, Mapping[str, str | None]]
 """Settings by the broker's number."""
-OFFSETS_TOPIC = "__consumer_offsets"
+OFFSETS_TOPIC, TRANSACTIONS_TOPIC = "__consumer_offsets", "__transaction_state"
 OWN_TOPICS = {
     OFFSETS_TOPIC: "offsets.topic.replication.factor",
-    "__transaction_state": "transaction.state.log.replication.factor",
+    TRANSACTIONS_TOPIC: "transaction.state.log.replication.factor",
 }
 """Kafka's own topics, and by which setting a new one is made."""
 WEEK_MINUTES = 7 * 24 * 60
@@ -186,7 +187,7 @@ def client_findings(settings: KafkaSettings) -> Iterator[Finding]:
         found = SAFE_SENDING.get(name)
         if found != required:
             why = "Confirmations come before the replicas have the message, or its retries double and reorder."
-            fix = "Put it right in reliamq_kafka.publisher; it is no setting."
+            fix = "Put it right in reliamq_kafka.producers; it is no setting."
             yield Finding(Severity.LOSES, subject, name, str(found), str(required), why, fix)
     if settings.username is not None and not settings.tls:
         why = "Who listens on the network reads user, password and messages, and can publish and settle in their name."

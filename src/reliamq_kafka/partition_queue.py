@@ -7,28 +7,33 @@ became of a message is noted on it as soon as it is known, also long after its c
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
+from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
 from reliamq_kafka.errors import Fate, fate_of
 from reliamq_kafka.records import Headers
 
-__all__ = ["PartitionQueue", "Sending", "Wire"]
+__all__ = ["PartitionQueue", "Sending", "Wire", "concluded"]
 
 AGAIN_PAUSE_SECONDS = 0.1
 
 
 class Sending:
-    """One message on its way.  outcome: None until it is known.  handed: the client has it, or had it."""
+    """One record on its way.  outcome: None until it is known.  handed: the client has it, or had it.
 
-    __slots__ = ("handed", "headers", "message", "outcome", "waiters")
+    message_id: by which its outcome names it.  value: None removes the key from a compacted topic.
+    """
 
-    def __init__(self, message: Message, headers: Headers) -> None:
-        self.message, self.headers = message, headers
+    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "value", "waiters")
+
+    def __init__(self, message_id: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        self.message_id, self.key, self.value, self.headers = message_id, key, value, headers
         self.outcome: Outcome | None = None
         self.handed = False
         self.waiters: list[Waiter] = []
@@ -55,6 +60,19 @@ class Waiter:
             self.done.set()
 
 
+async def concluded(sendings: Sequence[Sending], deadline: float) -> None:
+    """Wait until the outcome of each is known, or the deadline passes.  Cancelled: the attempts go on."""
+    open_ones = [sending for sending in sendings if sending.outcome is None]
+    if not open_ones:
+        return
+    waiter = Waiter(len(open_ones))
+    for sending in open_ones:
+        sending.waiters.append(waiter)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            await waiter.done.wait()
+
+
 class Wire(Protocol):
     """The producer of the moment.
 
@@ -77,10 +95,13 @@ class Wire(Protocol):
 
 
 class PartitionQueue:
-    """limit: bytes of one client batch.  State of the event loop's one thread; one task drains it."""
+    """Sends to one partition of ``topic``.  State of the event loop's one thread; one task drains it.
+
+    limit: bytes of one client batch.
+    """
 
     def __init__(self, wire: Wire, topic: str, partition: int, limit: int) -> None:
-        self._wire, self._topic, self._partition, self._limit = wire, topic, partition, limit
+        self._wire, self.topic, self._partition, self._limit = wire, topic, partition, limit
         self._waiting: deque[Sending] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -88,11 +109,17 @@ class PartitionQueue:
         """Have them sent after all that is here.  Does not wait."""
         self._waiting.extend(sendings)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._drain(), name=f"to {self._topic}/{self._partition}")
+            self._task = asyncio.create_task(self._drain(), name=f"to {self.topic}/{self._partition}")
 
-    def withdraw(self, sending: Sending) -> None:
-        """It has not been handed to the client: it never will be."""
+    def outcome(self, sending: Sending) -> Outcome:
+        """What became of it by now.  What was not handed to the client yet never will be, and is rejected."""
+        if sending.outcome is not None:
+            return sending.outcome
+        if sending.handed:
+            return InDoubt(sending.message_id, "Kafka has not confirmed it by the deadline; the attempt goes on")
         self._waiting.remove(sending)
+        detail = "not sent: an earlier batch to its partition is not confirmed yet (too few replicas, or no leader)"
+        return Rejection(sending.message_id, RejectionReason.UNAVAILABLE, detail)
 
     def cancel(self) -> asyncio.Task[None] | None:
         """Stop.  What the client has may still be stored."""
@@ -110,9 +137,7 @@ class PartitionQueue:
         while self._waiting:
             sending = self._waiting[0]
             before = batch.size()
-            room = batch.append(
-                timestamp=None, key=sending.message.key, value=sending.message.body, headers=sending.headers
-            )
+            room = batch.append(timestamp=None, key=sending.key, value=sending.value, headers=sending.headers)
             if room is None:
                 break
             if batch.size() > self._limit and packed:
@@ -126,7 +151,7 @@ class PartitionQueue:
     def _repacked(self, sendings: Sequence[Sending]) -> BatchBuilder:
         batch = self._wire.new_batch()
         for sending in sendings:
-            batch.append(timestamp=None, key=sending.message.key, value=sending.message.body, headers=sending.headers)
+            batch.append(timestamp=None, key=sending.key, value=sending.value, headers=sending.headers)
         return batch
 
     async def _deliver(self, batch: BatchBuilder, sendings: Sequence[Sending]) -> None:
@@ -134,7 +159,7 @@ class PartitionQueue:
         while True:
             generation = self._wire.generation
             try:
-                first = await self._wire.deliver(batch, self._topic, self._partition)
+                first = await self._wire.deliver(batch, self.topic, self._partition)
             except Exception as error:
                 fate = fate_of(error)
                 if fate is Fate.UNKNOWN:
@@ -149,17 +174,17 @@ class PartitionQueue:
             else:
                 for place, sending in enumerate(sendings):
                     position = f"{self._partition}/{first + place}" if first >= 0 else None
-                    sending.conclude(Confirmation(sending.message.id, position))
+                    sending.conclude(Confirmation(sending.message_id, position))
                 return
 
     def _conclude_doubtful(self, sendings: Sequence[Sending], error: Exception) -> None:
         for sending in sendings:
-            sending.conclude(InDoubt(sending.message.id, f"Kafka may have it: {error!r}", error))
+            sending.conclude(InDoubt(sending.message_id, f"Kafka may have it: {error!r}", error))
 
     async def _find_the_guilty(self, sendings: Sequence[Sending], reason: RejectionReason, error: Exception) -> None:
         if len(sendings) == 1:
             (one,) = sendings
-            one.conclude(Rejection(one.message.id, reason, f"Kafka refused it: {error}", error))
+            one.conclude(Rejection(one.message_id, reason, f"Kafka refused it: {error}", error))
             return
         middle = len(sendings) // 2
         for half in (sendings[:middle], sendings[middle:]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from aiokafka.admin import NewTopic
 
 from reliamq.spi import Message
 from reliamq_kafka.admin import group_id, open_admin
+from reliamq_kafka.consumers import open_consumer
+from reliamq_kafka.groups import DeclaredGroup, Groups
 from reliamq_kafka.settings import KafkaSettings, read_settings
 from tests.servers.kafka import KafkaCluster
 
@@ -36,15 +38,16 @@ async def create_topic(settings: KafkaSettings, group: str | None = "g", **confi
     topic = f"test-{uuid.uuid4()}"
     async with open_admin(settings) as admin:
         await admin.create(NewTopic(topic, PARTITIONS, 3, topic_configs=configs))
+        await admin.led_partitions(topic)
+        if group is not None:
+            groups = Groups(admin, settings)
+            await groups.create()
+            await groups.add([DeclaredGroup(topic, group, (0,) * PARTITIONS, timedelta(days=7))])
     if group is not None:
-        consumer = AIOKafkaConsumer(bootstrap_servers=list(settings.servers), group_id=group_id(topic, group))
-        await consumer.start()
-        try:
+        async with open_consumer(settings, group_id(topic, group)) as consumer:
             parts = [TopicPartition(topic, number) for number in range(PARTITIONS)]
             consumer.assign(parts)
             await consumer.commit(dict.fromkeys(parts, 0))
-        finally:
-            await consumer.stop()
     return topic
 
 

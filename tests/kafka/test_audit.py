@@ -26,6 +26,7 @@ from reliamq_kafka import audit_cluster, audit_topic
 from reliamq_kafka.admin import Admin, Broker, Partition, group_id, open_admin
 from reliamq_kafka.audit import audit
 from reliamq_kafka.commands import Commands
+from reliamq_kafka.groups import DeclaredGroup, Groups
 from reliamq_kafka.log_reader import open_log_reader
 from reliamq_kafka.settings import KafkaSettings, read_settings
 
@@ -199,6 +200,16 @@ async def test_a_group_that_is_not_declared_is_named(admin: Admin, settings: Kaf
     await commit(settings, topic, "g", 0, [0, 2])
     finding = await the_one(admin, settings, topic, groups=(GroupSpec("g"),))
     assert (finding.severity, finding.found) == (LOSES, "without a position in partition 1")
+
+
+async def test_a_declared_group_whose_offsets_kafka_forgot_is_named(admin: Admin, settings: KafkaSettings) -> None:
+    """S2: nobody asks about it here, and Kafka does not list it any more."""
+    topic = await topic_with(admin)
+    groups = Groups(admin, settings)
+    await groups.create()
+    await groups.add([DeclaredGroup(topic, "forgotten", (0, 0, 0), timedelta(days=7))])
+    finding = await the_one(admin, settings, topic)
+    assert (finding.severity, finding.setting, finding.found) == (LOSES, "group forgotten", "missing")
 
 
 async def test_a_lag_that_will_expire_unread_is_counted_and_dated(admin: Admin, settings: KafkaSettings) -> None:
