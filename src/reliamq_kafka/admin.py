@@ -11,24 +11,21 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import (
-    CoordinatorNotAvailableError,
-    KafkaError,
-    NoError,
-    TopicAlreadyExistsError,
-    UnknownTopicOrPartitionError,
-    for_code,
-)
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.connecting import UNREACHABLE, unreachable
 from reliamq_kafka.settings import KafkaSettings
 
-__all__ = ["Admin", "Partition", "group_id", "open_admin"]
+__all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]
 
 T = TypeVar("T")
 PAUSE_SECONDS = 0.2
@@ -54,6 +51,15 @@ class Partition:
     in_sync: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """One broker that is a member of the cluster now.  rack: None where none is configured."""
+
+    number: int
+    address: str
+    rack: str | None
+
+
 class Admin:
     """Questions and orders to a cluster.  All raise BrokerUnavailable when nobody answers in time."""
 
@@ -64,7 +70,9 @@ class Admin:
         """The topic's partitions by number; None when there is no such topic."""
 
         async def ask() -> Sequence[Partition] | None:
-            (found,) = await self._client.describe_topics([topic])
+            # The client's own question would have a broker with auto.create.topics.enable make the topic.
+            question = MetadataRequest([topic], allow_auto_topic_creation=False)
+            (found,) = (await self._client._send_request(question)).to_object()["topics"]
             error = for_code(found["error_code"])
             if error is UnknownTopicOrPartitionError:
                 return None
@@ -100,16 +108,18 @@ class Admin:
 
     async def commits(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
         """The offset and metadata that a group committed, by partition; one without is left out."""
-        parts = [TopicPartition(topic, number) for number in partitions]
 
         async def ask() -> dict[int, tuple[int, str]]:
-            try:
-                found = await self._client.list_consumer_group_offsets(group, partitions=parts)
-            except NoError as error:  # the client names the wrong one of two codes
-                raise CoordinatorNotAvailableError from error
-            if len(found) < len(parts):  # an error of the whole group, at which the client does not look
-                raise CoordinatorNotAvailableError
-            return {part.partition: (at.offset, at.metadata or "") for part, at in found.items() if at.offset >= 0}
+            coordinator = await self._client.find_coordinator(group)
+            # The client's own method overlooks an error of the whole answer, which then looks like "no offsets".
+            answer = await self._client._send_request(
+                OffsetFetchRequest(group, [(topic, list(partitions))]), coordinator
+            )
+            _check(answer.error_code)
+            found = [each for of_topic, each in answer.topics if of_topic == topic]
+            for _, _, _, code in chain.from_iterable(found):
+                _check(code)
+            return {number: (at, note or "") for number, at, note, _ in chain.from_iterable(found) if at >= 0}
 
         return await self._answered(ask)
 
@@ -127,12 +137,13 @@ class Admin:
                 raise BrokerUnavailable(self._settings.url, f"a partition of topic {topic} has no leader: {parts}")
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def brokers(self) -> frozenset[int]:
-        """The numbers of the brokers that are there now."""
+    async def brokers(self) -> Sequence[Broker]:
+        """The cluster's brokers by number."""
 
-        async def ask() -> frozenset[int]:
-            cluster = await self._client.describe_cluster()
-            return frozenset(broker["node_id"] for broker in cluster["brokers"])
+        async def ask() -> Sequence[Broker]:
+            found = (await self._client._send_request(MetadataRequest([]))).to_object()["brokers"]
+            brokers = [Broker(one["node_id"], f"{one['host']}:{one['port']}", one["rack"] or None) for one in found]
+            return sorted(brokers, key=lambda broker: broker.number)
 
         return await self._answered(ask)
 
@@ -150,6 +161,25 @@ class Admin:
 
         async def ask() -> dict[int, int]:
             return {part.partition: low for part, low in (await self._client.delete_records(wanted)).items()}
+
+        return await self._answered(ask)
+
+    async def broker_settings(self, number: int) -> dict[str, str | None]:
+        """A broker's effective settings, by itself; None where a value is secret or empty."""
+
+        async def ask() -> dict[str, str | None]:
+            (answer,) = await self._client.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(number))])
+            code, _, _, _, entries = answer.resources[0]
+            _check(code)
+            return {entry[0]: entry[1] for entry in entries}
+
+        return await self._answered(ask)
+
+    async def groups(self) -> set[str]:
+        """The names of all groups that have offsets or members."""
+
+        async def ask() -> set[str]:
+            return {group[0] for group in await self._client.list_consumer_groups()}
 
         return await self._answered(ask)
 
@@ -194,8 +224,8 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
     try:
         try:
             await client.start()
-        except (KafkaError, OSError) as error:
-            raise BrokerUnavailable(settings.url, f"cannot be reached: {error}") from error
+        except UNREACHABLE as error:
+            raise await unreachable(settings, error) from error
         yield Admin(client, settings)
     finally:
         await client.close()

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.connecting import UNREACHABLE, unreachable
 from reliamq_kafka.settings import KafkaSettings
 
 __all__ = ["ANSWER_SECONDS", "bounded", "open_consumer"]
@@ -45,7 +46,10 @@ async def open_consumer(settings: KafkaSettings, group_id: str | None = None) ->
     )
     try:
         async with bounded(settings, "connecting"):
-            await consumer.start()
+            try:
+                await consumer.start()
+            except UNREACHABLE as error:
+                raise await unreachable(settings, error) from error
         yield consumer
     finally:
         await consumer.stop()

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.connecting import UNREACHABLE, unreachable
 from reliamq_kafka.settings import KafkaSettings
 
-__all__ = ["CLOSE_SECONDS", "LARGEST_BATCH", "Producers", "open_producers"]
+__all__ = ["CLOSE_SECONDS", "LARGEST_BATCH", "SAFE_SENDING", "Producers", "open_producers"]
 
 logger = logging.getLogger("reliamq.kafka")
 LARGEST_BATCH = 512 * 1024
 CLOSE_SECONDS = 5.0
+SAFE_SENDING: Mapping[str, object] = {"acks": "all", "enable_idempotence": True}
+"""What makes a confirmation one; the audit looks at it too."""
 
 
 class Producers:
@@ -40,14 +42,12 @@ class Producers:
 
     async def start(self) -> None:
         """Connect.  Raises BrokerUnavailable."""
-        producer = AIOKafkaProducer(
-            **self._settings.connection(), acks="all", enable_idempotence=True, max_batch_size=LARGEST_BATCH
-        )
+        producer = AIOKafkaProducer(**self._settings.connection(), **SAFE_SENDING, max_batch_size=LARGEST_BATCH)
         try:
             await producer.start()
-        except (KafkaError, OSError) as error:
+        except UNREACHABLE as error:
             await producer.stop()
-            raise BrokerUnavailable(self._settings.url, f"cannot be reached: {error}") from error
+            raise await unreachable(self._settings, error) from error
         self._producer = producer
 
     def new_batch(self) -> BatchBuilder:

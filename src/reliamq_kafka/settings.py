@@ -7,9 +7,9 @@ a promise.  Nothing is connected here.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -48,7 +48,7 @@ class KafkaSettings(BaseModel):
         ``key_file`` are the client's own certificate.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     servers: tuple[str, ...]
     partitions: int = Field(default=12, ge=1, le=10_000)
@@ -89,14 +89,36 @@ class KafkaSettings(BaseModel):
         return wanted
 
     def _tls_context(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file)
-            if self.cert_file is not None:
-                context.load_cert_chain(self.cert_file, self.key_file)
-        except (OSError, ssl.SSLError) as error:
-            files = ", ".join(name for name in (self.ca_file, self.cert_file, self.key_file) if name)
-            raise ConfigurationError(f"{self.url}: the certificates in {files} cannot be used: {error}") from error
+        context = ssl.create_default_context(cafile=self._readable("ca_file"))
+        certificate, key = self._readable("cert_file"), self._readable("key_file")
+        if certificate is not None:
+            try:
+                context.load_cert_chain(certificate, key, password=lambda: "")  # without it OpenSSL would ask a person
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{self.url}: 'cert_file' ({certificate}) and 'key_file' ({key or 'the same file'}) do not hold a "
+                    f"certificate and its key, PEM and not encrypted: {_said(error)}"
+                ) from error
         return context
+
+    def _readable(self, name: Literal["ca_file", "cert_file", "key_file"]) -> str | None:
+        """The setting, if it is none or a file that can be read (and trusted, if that is its purpose)."""
+        path: str | None = getattr(self, name)
+        if path is None:
+            return None
+        try:
+            with open(path, "rb"):
+                pass
+            if name == "ca_file":
+                ssl.create_default_context(cafile=path)
+        except OSError as error:
+            what = "certificates in PEM format" if isinstance(error, ssl.SSLError) else "a file that can be read"
+            raise ConfigurationError(f"{self.url}: '{name}' must name {what}; '{path}': {_said(error)}") from error
+        return path
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
@@ -106,10 +128,25 @@ def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
     Raises ConfigurationError naming the part that is wrong, never showing a password.
     """
     parts = urlsplit(url)
+    after_hosts = parts.path + parts.query + parts.fragment
+    try:
+        return _read(parts, section)
+    except ConfigurationError:
+        if "@" in parts.netloc or "@" not in after_hosts:
+            raise
+    raise ConfigurationError(  # nothing of the URL is shown: its parts are not what they seem
+        f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks it: "
+        "in user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and in settings '@' as %40"
+    )
+
+
+def _read(parts: SplitResult, section: Mapping[str, object]) -> KafkaSettings:
     credentials, _, hosts = parts.netloc.rpartition("@")
     plain = f"{parts.scheme}://{hosts}"
     if parts.path not in ("", "/"):
         raise ConfigurationError(f"{plain}: '{parts.path}' has no meaning there; topics are named in the code")
+    if parts.fragment:
+        raise ConfigurationError(f"{plain}: '#' has no meaning there; in a password write '%23'")
     values: dict[str, object] = {**section, **dict(parse_qsl(parts.query, keep_blank_values=True))}
     for name, why in FORBIDDEN.items():
         if name in values:
@@ -141,9 +178,22 @@ def _checked(url: str, values: Mapping[str, object]) -> KafkaSettings:
             for fault in error.errors(include_input=False, include_url=False)
         )
         raise ConfigurationError(f"{url}: settings of Kafka: {faults}") from error
-    if settings.min_insync_replicas > settings.replication_factor:
-        raise ConfigurationError(
-            f"{url}: min_insync_replicas {settings.min_insync_replicas} is more than replication_factor "
-            f"{settings.replication_factor}, so nothing could ever be confirmed"
-        )
+    for fault in _contradictions(settings):
+        raise ConfigurationError(f"{url}: {fault}")
     return settings
+
+
+def _contradictions(settings: KafkaSettings) -> Iterator[str]:
+    """Settings that are fine by themselves and not together."""
+    least, replicas = settings.min_insync_replicas, settings.replication_factor
+    if least > replicas:
+        yield f"min_insync_replicas {least} is more than replication_factor {replicas}, so nothing can be confirmed"
+    files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name)]
+    if files and not settings.tls:
+        yield f"'{files[0]}' is set and the connection is not encrypted; write kafkas://"
+    if settings.key_file and not settings.cert_file:
+        yield "'key_file' is set and 'cert_file' is not; a key alone proves nothing"
+    if settings.username and not settings.password:
+        yield f"user '{settings.username}' has no password; write user:password@ or set 'password'"
+    if settings.password and not settings.username:
+        yield "a password is set and no user; write user:password@ or set 'username'"

@@ -10,10 +10,9 @@ from datetime import timedelta
 
 import anyio
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import NewTopic
-from aiokafka.errors import NoError
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.protocol.commit import OffsetFetchResponse_v3
 
 from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Finding, GroupSpec, Rejection, Severity, TopicSpec
 from reliamq_kafka.admin import Admin, group_id, open_admin
@@ -251,17 +250,17 @@ async def test_a_cluster_that_cannot_be_reached_is_unavailable() -> None:
 async def test_a_group_whose_coordinator_cannot_say_is_not_taken_for_one_without_offsets(
     settings: KafkaSettings,
 ) -> None:
-    """C9: the client hands on such an answer as an empty one, or with the wrong one of its two codes."""
-    part = TopicPartition("t", 0)
-    answers: list[dict[TopicPartition, OffsetAndMetadata] | Exception] = [{}, NoError()]
-    answers.append({part: OffsetAndMetadata(7, ""), TopicPartition("t", 1): OffsetAndMetadata(-1, "")})
+    """C9: the client's own method would take an error of the whole answer for an empty one."""
+    loading, moved = OffsetFetchResponse_v3(0, [], 14), OffsetFetchResponse_v3(0, [("t", [(0, -1, "", 16)])], 0)
+    told = OffsetFetchResponse_v3(0, [("t", [(0, 7, "", 0), (1, -1, "", 0)])], 0)
+    answers = [loading, moved, told]
 
     class Client:
-        async def list_consumer_group_offsets(self, group: str, partitions: object) -> object:
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+        async def find_coordinator(self, group: str) -> int:
+            return 1
+
+        async def _send_request(self, request: object, node: int) -> object:
+            return answers.pop(0)
 
     assert await Admin(Client(), settings).committed("g@t", "t", [0, 1]) == {0: 7}
     assert answers == []
