@@ -1,12 +1,11 @@
-"""One member of a Kafka group on one topic: joins and leaves, fetches, and commits what the windows say.
+"""One member of a Kafka group on one topic: joins and leaves, fetches, and holds a window on each of its partitions.
 
-It promises that what it commits is finished, that nothing is handed out of a partition which is not this member's, and
-that a partition it must hand over is handed over with all that is known of it.  Which records may go out is decided by
-the windows; leases and settlements are the subscription's.
+It promises that nothing is handed out of a partition which is not this member's, that a partition it must hand over is
+handed over with all that is known of it, and that one which comes back to it goes on where it was.  Which records may
+go out is decided by the windows; leases and settlements are the subscription's.
 
-One task owns the client's consumer and calls its ``getmany``, which is never cancelled while the consumer is used (a
-cancelled one counts as work for ever, and the group's own watch over idle members is off).  Another task commits, one
-request at a time.
+One task owns the client's consumer and calls its ``getmany``, which is never cancelled while the consumer is used: a
+cancelled one counts as work for ever, and the group's own watch over members that hang is off from then on.
 """
 
 from __future__ import annotations
@@ -14,22 +13,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import IllegalStateError, KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.admin import Admin, group_id
-from reliamq_kafka.progress import Progress, decode, encode
+from reliamq_kafka.commits import Commits, NoLongerMember
+from reliamq_kafka.groups import Groups
+from reliamq_kafka.progress import Progress, decode
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.window import Times, Window
+from reliamq_kafka.window import Window, now
 
-__all__ = ["Membership", "NoLongerMember", "now"]
+__all__ = ["Membership"]
 
 logger = logging.getLogger("reliamq.kafka")
 POLL_SECONDS = 0.1
@@ -38,23 +39,25 @@ IDLE_SECONDS = 2.0
 HEARTBEATS_PER_SESSION = 20
 REJOIN_PAUSE_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
-HANDOVER_MARGIN = 0.8
-"""Of the rebalance timeout; the rest is for the last commit and for joining."""
+SETTLE_SECONDS = 2.0
+"""How long a group waits for what a member has and has not started; it gives that back as soon as it comes to it."""
+HANDOVER_SHARE = 0.8
+"""Of the rebalance timeout, for what has started; the rest is for the last commit and for joining."""
 
 
-class NoLongerMember(Exception):  # it is news, not an error
-    """The group went on without this member; what it did not commit is others' now."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a group is on a partition.  start: the first record that is kept."""
 
-
-def now() -> Times:
-    """This moment."""
-    return Times(time.monotonic(), time.time())
+    commit: tuple[int, str] | None
+    start: int
+    first: int
 
 
 class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
-    """windows: by partition, those that are this member's now.
+    """windows: by partition, those that are this member's.
 
-    recalled: the group wants the partitions back; nothing may be handed out or started.
+    recalled: the group wants partitions back, or settles who has them; nothing may be handed out or started.
     changed: set whenever something may have become possible: records came, partitions changed hands.
     settled: set whenever a delivery has ended.
     stopping: nobody works on what is handed out any more; set before :meth:`stay` is cancelled.
@@ -64,21 +67,15 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         self._admin, self._settings = admin, settings
         self._topic, self._group = topic, group_id(topic, group)
         self.windows: dict[int, Window] = {}
-        self.recalled = False
-        self.changed = asyncio.Event()
-        self.settled = asyncio.Event()
-        self._consumer: AIOKafkaConsumer | None = None
-        self._assigned: Collection[TopicPartition] = ()
+        self.commits = Commits(settings, topic, self._group, self.windows)
+        self.recalled = self.stopping = False
+        self.changed, self.settled = asyncio.Event(), asyncio.Event()
+        self._assigned: Collection[TopicPartition] | None = None
         self._wanted = asyncio.Event()
         self._receivers, self._asked_at = 0, time.monotonic()
         self._failure: BrokerUnavailable | None = None
         self._paused: set[TopicPartition] = set()
         self._unsettled_since: float | None = None
-        self._committed: dict[int, tuple[int, str]] = {}
-        self._waiting: list[asyncio.Future[None]] = []
-        self._commit_asked = asyncio.Event()
-        self._handing_over_clean = False
-        self.stopping = False
 
     # --- who asks --------------------------------------------------------------------------------------------------
 
@@ -93,6 +90,12 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             self._receivers -= 1
             self._asked_at = time.monotonic()
 
+    def abandon(self) -> None:
+        """Leases ran out: unless somebody asks, nobody is there any more."""
+        self._asked_at = time.monotonic() - IDLE_SECONDS
+        self.settled.set()
+        self.changed.set()
+
     def check(self) -> None:
         """Raise what keeps this member out of the group, once."""
         failure, self._failure = self._failure, None
@@ -100,9 +103,10 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             raise failure
 
     def _is_idle(self) -> bool:
-        if self._receivers or any(window.handed for window in self.windows.values()):
-            return False
-        return time.monotonic() - self._asked_at > IDLE_SECONDS
+        return not self._receivers and not self._handed() and time.monotonic() - self._asked_at >= IDLE_SECONDS
+
+    def _handed(self) -> int:
+        return sum(window.handed for window in self.windows.values())
 
     # --- in the group ----------------------------------------------------------------------------------------------
 
@@ -122,24 +126,26 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         consumer = self._new_consumer()
         consumer.subscribe([self._topic], listener=self)
         try:
+            self._unsettled_since = time.monotonic()
             await consumer.start()
-            self._consumer, self._unsettled_since = consumer, time.monotonic()
+            self.commits.consumer = consumer
             await self._fetch_until_idle(consumer)
         finally:
             # Cancelled here or before: what is handed out is given back, and others can have it at once (C8).
             await asyncio.shield(asyncio.ensure_future(self._leave(consumer)))
 
     def _new_consumer(self) -> AIOKafkaConsumer:
-        settings = self._settings
-        session = int(settings.session_timeout_seconds * 1000)
+        class Sticky(StickyPartitionAssignor):  # type: ignore[misc]  # the client has no types
+            """It remembers in its class what it had: each consumer needs its own."""
+
+        settings, session = self._settings, int(self._settings.session_timeout_seconds * 1000)
         return AIOKafkaConsumer(
             **settings.connection(),
             group_id=self._group,
             group_instance_id=settings.instance_id,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            # The client's sticky one keeps its memory in the class: two consumers of one process would mix theirs up.
-            partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+            partition_assignment_strategy=(Sticky,),
             session_timeout_ms=session,
             heartbeat_interval_ms=session // HEARTBEATS_PER_SESSION,
             rebalance_timeout_ms=int(settings.rebalance_timeout_seconds * 1000),
@@ -148,8 +154,8 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
 
     async def _fetch_until_idle(self, consumer: AIOKafkaConsumer) -> None:
         while not self._is_idle():
-            if self._assigned:
-                await self._restore(consumer)
+            if self._assigned is not None:
+                await self._restore(consumer, self._assigned)
             self._check_progress()
             self._keep_bounds(consumer)
             batches = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000))
@@ -164,13 +170,14 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         """Fetch no more of a partition that has enough waiting (C10)."""
         for number, window in self.windows.items():
             part = TopicPartition(self._topic, number)
-            if window.wants_more():
-                if part in self._paused:
-                    consumer.resume(part)
-                    self._paused.discard(part)
-            elif part not in self._paused:
-                consumer.pause(part)
-                self._paused.add(part)
+            with suppress(IllegalStateError):  # it changes hands just now
+                if window.wants_more():
+                    if part in self._paused:
+                        consumer.resume(part)
+                        self._paused.discard(part)
+                elif part not in self._paused:
+                    consumer.pause(part)
+                    self._paused.add(part)
 
     def _check_progress(self) -> None:
         """A rebalance that does not end is a consumer that is stuck: another one takes its place."""
@@ -180,10 +187,10 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             raise BrokerUnavailable(self._settings.url, f"group {self._group} has settled on nothing for {patience} s")
 
     async def _leave(self, consumer: AIOKafkaConsumer) -> None:
-        self._assigned = ()
-        with suppress(NoLongerMember, BrokerUnavailable):
-            await self._hand_over()
-        self._consumer = None
+        self.recalled, self._assigned = True, None
+        await self._write_all()
+        self._drop(list(self.windows))
+        self.commits.consumer = None
         stopping = asyncio.ensure_future(consumer.stop())
         _, late = await asyncio.wait({stopping}, timeout=CLOSE_SECONDS)
         for task in late:  # a coordinator that does not answer: the session ends by itself
@@ -192,22 +199,44 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
     # --- partitions come and go ------------------------------------------------------------------------------------
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Hand over: nothing more is started, what has started is waited for, as long as the group waits (C3)."""
+        """Hand over: nothing more is started, what has started is waited for as long as the group waits (C3).
+
+        Which partitions come back is known only later; until then their windows are kept, and nothing happens to them.
+        """
         self._unsettled_since = time.monotonic()
-        self.recalled, self._assigned = True, ()
+        self.recalled, self._assigned = True, None
         self.changed.set()
-        deadline = time.monotonic() + self._settings.rebalance_timeout_seconds * HANDOVER_MARGIN
+        await self._wait_for_handlers()
+        await self._write_all()
+        self.commits.allowed.clear()
+
+    async def _wait_for_handlers(self) -> None:
+        began = time.monotonic()
+        while self._handed():
+            started = any(window.started for window in self.windows.values())
+            patience = self._settings.rebalance_timeout_seconds * HANDOVER_SHARE if started else SETTLE_SECONDS
+            left = began + patience - time.monotonic()
+            if left <= 0:
+                return
+            self.settled.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.settled.wait(), min(left, SETTLE_SECONDS))
+
+    async def _write_all(self) -> None:
+        """Write down where everything is, for whoever comes next.
+
+        Where a handler still runs, they must record its starts, as after a crash.
+        """
+        self.commits.clean = self.stopping or not self._handed()
+        self.commits.allowed.set()
         try:
-            while self._handed() and (left := deadline - time.monotonic()) > 0:
-                self.settled.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.settled.wait(), left)
-            await self._hand_over()
+            if self.windows:
+                await self.commits.commit()
         except (NoLongerMember, BrokerUnavailable) as error:
-            logger.warning("group %s: handed over without a last commit: %s", self._group, error)
+            logger.warning("group %s: handed over without a last commit; some may come again: %r", self._group, error)
+            self._drop(list(self.windows))
         finally:
-            self._drop_windows()
-            self.recalled = False
+            self.commits.clean = False
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note what is this member's now; the fetching task restores it, because heartbeats wait for this callback."""
@@ -215,130 +244,68 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         self._unsettled_since = None
         self._paused.clear()
 
-    async def _restore(self, consumer: AIOKafkaConsumer) -> None:
-        """Open a window on each assigned partition, where its group is."""
-        assigned = self._assigned
+    async def _restore(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> None:
+        """Open a window on each partition where its group is; one that nobody else had meanwhile stays."""
+        places = await self._places(consumer, assigned)
+        if self._assigned is not assigned:  # it changed hands again
+            return
+        stay = {number for number, place in places.items() if self.commits.wrote(number, place.commit)}
+        self._drop([number for number in self.windows if number not in stay])
+        for part in assigned:
+            window = self.windows.get(part.partition)
+            if window is None:
+                window = Window(self._progress_of(part.partition, places[part.partition]), now())
+            with suppress(IllegalStateError):  # it changes hands just now
+                consumer.seek(part, window.position)
+                self.windows[part.partition] = window
+        self._assigned, self.recalled = None, False
+        self.commits.allowed.set()
+        self.changed.set()
+
+    async def _places(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> dict[int, _Place]:
         numbers = [part.partition for part in assigned]
+        if not numbers:
+            return {}
         commits = await self._admin.commits(self._group, self._topic, numbers)
         starts = await consumer.beginning_offsets(assigned)
-        if self._assigned is not assigned:  # it changed hands meanwhile
-            return
-        for part in assigned:
-            progress = self._progress_of(part.partition, commits.get(part.partition), starts[part])
-            with suppress(IllegalStateError):  # it changes hands just now
-                consumer.seek(part, progress.offset)
-                self.windows[part.partition] = Window(progress, now())
-        self._assigned = ()
-        self.changed.set()
+        first = await self._first_of_group() if len(commits) < len(numbers) else ()
+        return {
+            part.partition: _Place(
+                commits.get(part.partition),
+                starts[part],
+                first[part.partition] if part.partition < len(first) else starts[part],
+            )
+            for part in assigned
+        }
 
-    def _progress_of(self, partition: int, commit: tuple[int, str] | None, start: int) -> Progress:
-        if commit is None:
+    async def _first_of_group(self) -> tuple[int, ...]:
+        """Where the group began when it was declared; empty if nobody declared it."""
+        declared = await Groups(self._admin, self._settings).of(self._topic)
+        return next((group.first for group in declared if group.id == self._group), ())
+
+    def _progress_of(self, partition: int, place: _Place) -> Progress:
+        if place.commit is None:
+            offset = max(place.start, place.first)
             logger.error(
-                "group %s has no position on partition %d; it begins with the first record that is kept, and what it "
-                "handled before comes again",
-                self._group,
-                partition,
+                "group %s has no position on partition %d and begins at %d; what it handled before comes again",
+                *(self._group, partition, offset),
             )
-            return Progress(start, start, start)
-        offset, metadata = commit
-        if offset < start:
+            return Progress(offset, offset, offset)
+        offset, metadata = place.commit
+        if offset < place.start:
+            # Trimming beside a declaration can do that and loses nothing; so could only an administrator
             logger.error(
-                "group %s, partition %d: %d records were removed before they were handled (%d to %d)",
-                *(self._group, partition, start - offset, offset, start - 1),
+                "group %s, partition %d: the records from %d to %d were removed before the group came to them",
+                *(self._group, partition, offset, place.start - 1),
             )
-            return Progress(start, start, start)
+            return Progress(place.start, place.start, place.start)
         return decode(offset, metadata) or Progress(offset, offset, offset)
 
-    def _handed(self) -> int:
-        return sum(window.handed for window in self.windows.values())
-
-    async def _hand_over(self) -> None:
-        """Write down where everything is, and hold nothing any more."""
-        # Where a handler still runs, whoever comes next must record its starts, as after a crash.
-        self._handing_over_clean = self.stopping or not self._handed()
-        try:
-            if self.windows:
-                await self.commit()
-        finally:
-            self._handing_over_clean = False
-            self._drop_windows()
-
-    def _drop_windows(self) -> None:
-        self.windows.clear()
-        self._committed.clear()
+    def _drop(self, partitions: Collection[int]) -> None:
+        for number in partitions:
+            del self.windows[number]
+        self.commits.forget(partitions)
         self.changed.set()
-
-    # --- commits ---------------------------------------------------------------------------------------------------
-
-    async def commit(self) -> None:
-        """Write down where the windows are; when it returns the broker has it.
-
-        Raises NoLongerMember, BrokerUnavailable.  Cancelled: it may be written, and what it says is true.
-        """
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(done)
-        self._commit_asked.set()
-        await done
-
-    async def commit_for_ever(self) -> None:
-        """Write what was asked for, one request at a time, until cancelled."""
-        while True:
-            await self._commit_asked.wait()
-            self._commit_asked.clear()
-            waiting, self._waiting = self._waiting, []
-            try:
-                await self._write(clean=self._handing_over_clean)
-            except (NoLongerMember, BrokerUnavailable) as error:
-                _tell(waiting, error)
-            except BaseException:
-                _tell(waiting, BrokerUnavailable(self._settings.url, "closed while a commit was on its way"))
-                raise
-            else:
-                _tell(waiting, None)
-
-    async def _write(self, *, clean: bool) -> None:
-        consumer, windows = self._consumer, dict(self.windows)
-        if consumer is None:
-            raise NoLongerMember
-        written = {number: window.progress(now(), closing=clean) for number, window in windows.items()}
-        texts = {number: (progress.offset, encode(progress)) for number, progress in written.items()}
-        news = {
-            TopicPartition(self._topic, number): OffsetAndMetadata(*text)
-            for number, text in texts.items()
-            if self._committed.get(number) != text
-        }
-        if news:
-            await self._send(consumer, news)
-        for number, window in windows.items():
-            if self.windows.get(number) is window:
-                window.limit = max(window.limit, written[number].limit)
-                self._committed[number] = texts[number]
-
-    async def _send(self, consumer: AIOKafkaConsumer, news: dict[TopicPartition, OffsetAndMetadata]) -> None:
-        """The client repeats without a deadline; when it is stopped, what it may have written is true all the same."""
-        sending = asyncio.ensure_future(consumer.commit(news))
-        try:
-            finished, _ = await asyncio.wait({sending}, timeout=self._settings.request_timeout_seconds)
-            if not finished:
-                raise BrokerUnavailable(self._settings.url, f"the commit of group {self._group} was not answered")
-            sending.result()
-        except (CommitFailedError, IllegalStateError) as error:
-            self._drop_windows()
-            raise NoLongerMember from error
-        except KafkaError as error:
-            raise BrokerUnavailable(self._settings.url, f"group {self._group} cannot commit: {error!r}") from error
-        finally:
-            sending.cancel()
-
-
-def _tell(waiting: Iterable[asyncio.Future[None]], error: Exception | None) -> None:
-    for one in waiting:
-        if one.done():
-            continue
-        if error is None:
-            one.set_result(None)
-        else:
-            one.set_exception(error)
 
 
 def _unavailable(url: str, error: Exception) -> BrokerUnavailable:

@@ -19,10 +19,11 @@ import anyio
 
 from reliamq.spi import Ack, Delivery, Message, Release, Retry, Settlement
 from reliamq_kafka.admin import open_admin
-from reliamq_kafka.membership import Membership, NoLongerMember
+from reliamq_kafka.commits import NoLongerMember
+from reliamq_kafka.membership import Membership
 from reliamq_kafka.records import message_of
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.window import Entry, Record, Window
+from reliamq_kafka.window import Entry, Record, Room, Window
 
 __all__ = ["KafkaSubscription", "open_subscription"]
 
@@ -59,7 +60,7 @@ class KafkaSubscription:
                     return deliveries
                 if any(window.needs_limit for window in self._membership.windows.values()):
                     with suppress(NoLongerMember):
-                        await self._membership.commit()
+                        await self._membership.commits.commit()
                     continue
                 self._membership.check()
                 with suppress(TimeoutError):  # cancelled here: nothing was taken
@@ -73,21 +74,19 @@ class KafkaSubscription:
         windows = list(self._membership.windows.items())
         if windows:
             self._first = (self._first + 1) % len(windows)
-        taken: list[Delivery] = []
+        now = time.monotonic()
+        room = Room(limit, max_bytes, now + self.lease_seconds, self._hands)
+        places: list[tuple[int, Window]] = []
         for partition, window in windows[self._first :] + windows[: self._first]:
-            room = limit - len(taken)
-            if room <= 0 or (taken and max_bytes <= 0):
-                break
-            now = time.monotonic()
-            until = now + self.lease_seconds
-            for entry in window.take(room, max_bytes, now=now, until=until, hands=self._hands):
-                delivery = self._delivery(partition, entry)
-                if delivery.message.only_group not in (None, self._group):
-                    window.finish(entry)  # addressed to another group
-                    continue
-                max_bytes -= entry.size
-                taken.append(delivery)
-        return taken
+            window.take(room, now=now)
+            places += [(partition, window)] * (len(room.taken) - len(places))
+        deliveries = [
+            self._delivery(partition, entry) for (partition, _), entry in zip(places, room.taken, strict=True)
+        ]
+        for (_, window), entry, delivery in zip(places, room.taken, deliveries, strict=True):
+            if delivery.message.only_group not in (None, self._group):
+                window.finish(entry)  # addressed to another group
+        return [one for one in deliveries if one.message.only_group in (None, self._group)]
 
     def _next_due(self) -> float:
         """Seconds until something that waits may go out."""
@@ -115,7 +114,11 @@ class KafkaSubscription:
 
     def may_start(self, delivery: Delivery) -> bool:
         """Whether it still is this member's, and the group does not want its partition back."""
-        return not self._membership.recalled and self._held(delivery) is not None
+        held = self._held(delivery)
+        if held is None or self._membership.recalled:
+            return False
+        held[1].started = True
+        return True
 
     async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Record starts in the committed progress; see the contract."""
@@ -123,7 +126,7 @@ class KafkaSubscription:
             held[0].begin(held[1])
         if deliveries:
             with suppress(NoLongerMember):
-                await self._membership.commit()
+                await self._membership.commits.commit()
         return [delivery for delivery in deliveries if self._held(delivery)]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -144,7 +147,7 @@ class KafkaSubscription:
             return late
         try:
             # Cancelled or refused here: those that are applied are known, and committed when they are settled again.
-            await self._membership.commit()
+            await self._membership.commits.commit()
         except NoLongerMember:
             for one in applied:
                 self._applied.pop(_receipt(one.delivery), None)
@@ -191,8 +194,7 @@ class KafkaSubscription:
             for window in self._membership.windows.values():
                 if lost := window.expire(time.monotonic()):
                     logger.warning("group '%s': %d leases ran out; those come again", self._group, len(lost))
-                    self._membership.settled.set()
-                    self._membership.changed.set()
+                    self._membership.abandon()
 
 
 def _receipt(delivery: Delivery) -> Receipt:
@@ -227,7 +229,7 @@ async def open_subscription(
     async with open_admin(settings) as admin:
         membership = Membership(admin, settings, topic, group)
         subscription = KafkaSubscription(membership, topic, group, lease)
-        work = (subscription.watch, membership.stay, membership.commit_for_ever)
+        work = (subscription.watch, membership.stay, membership.commits.run)
         tasks = [asyncio.create_task(each(), name=f"{each.__name__} {group}@{topic}") for each in work]
         try:
             yield subscription

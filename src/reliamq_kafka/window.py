@@ -12,6 +12,7 @@ gave way to its key's others, waits on its own.
 from __future__ import annotations
 
 import heapq
+import time
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Protocol
 
 from reliamq_kafka.progress import MAX_MARKS, Attempts, Progress
 
-__all__ = ["Entry", "Record", "Times", "Window"]
+__all__ = ["Entry", "Record", "Room", "Times", "Window", "now"]
 
 STRIDE = 1_000
 """How far beyond what is handed out the limit is committed, so that few hand-outs wait for a commit."""
@@ -47,6 +48,7 @@ class Entry:
     """One record that is not finished.
 
     hand: number of its hand-out; 0: it is not handed out.  until: when that lease ends.  due: when it may go out.
+    started: its handler was allowed to start.  begun: that is written down.
     """
 
     __slots__ = (
@@ -60,6 +62,7 @@ class Entry:
         "record",
         "redelivered",
         "size",
+        "started",
         "until",
     )
 
@@ -67,7 +70,7 @@ class Entry:
         self.record, self.offset = record, record.offset
         self.size = len(record.value or b"") + len(record.key or b"")
         self.failures = self.crashes = self.hand = 0
-        self.begun = self.apart = self.redelivered = False
+        self.started = self.begun = self.apart = self.redelivered = False
         self.due = self.until = 0.0
 
     @property
@@ -89,8 +92,11 @@ class _Hold:
         self.out = out
 
 
-class _Room:
-    """What one call hands out, and how much more it may.  until, hands: see :meth:`Window.take`."""
+class Room:
+    """What is handed out at once: at most ``limit``, and ``max_bytes``, but one even if that is larger.
+
+    until: when the leases end.  hands: numbers of hand-outs.
+    """
 
     __slots__ = ("hands", "limit", "max_bytes", "taken", "until")
 
@@ -123,6 +129,11 @@ class Times:
     def read(self, due: int) -> float:
         """A committed moment by the monotonic clock."""
         return 0.0 if not due else self.monotonic + max(0.0, due / 10 - self.wall)
+
+
+def now() -> Times:
+    """This moment."""
+    return Times(time.monotonic(), time.time())
 
 
 class Window:
@@ -184,29 +195,25 @@ class Window:
 
     # --- handing out -----------------------------------------------------------------------------------------------
 
-    def take(self, limit: int, max_bytes: int, *, now: float, until: float, hands: Iterator[int]) -> Sequence[Entry]:
-        """Hand out what may go: at most ``limit``, and ``max_bytes``, but one even if that is larger.
-
-        until: when the leases end.  hands: numbers of hand-outs.
-        """
-        room = _Room(limit, max_bytes, until, hands)
+    def take(self, room: Room, *, now: float) -> Sequence[Entry]:
+        """Hand out what may go and has room; what ``room`` has taken in all."""
         self._take_alone(room, now)
         for key in list(self._holds):
             self._take_held(key, room, now)
         self._take_ready(room, now)
         return room.taken
 
-    def _hand(self, entry: Entry, room: _Room) -> None:
+    def _hand(self, entry: Entry, room: Room) -> None:
         room.take(entry)
         self._handed[entry.offset] = entry
         self._kept -= 1
         self._kept_bytes -= entry.size
 
-    def _take_alone(self, room: _Room, now: float) -> None:
+    def _take_alone(self, room: Room, now: float) -> None:
         while self._alone and self._alone[0][0] <= now and room.admits(self._alone[0][2]):
             self._hand(heapq.heappop(self._alone)[2], room)
 
-    def _take_held(self, key: bytes, room: _Room, now: float) -> None:
+    def _take_held(self, key: bytes, room: Room, now: float) -> None:
         hold = self._holds[key]
         if hold.out:  # somebody works on the key: what comes after waits for how that ends
             return
@@ -216,9 +223,9 @@ class Window:
         if not hold.entries:
             del self._holds[key]
 
-    def _take_ready(self, room: _Room, now: float) -> None:
-        ready, marks = self._ready, MAX_MARKS - len(self._marked) - len(self._handed)  # what fails must fit, too
-        while ready and ready[0].offset < self.limit and len(room.taken) < marks and room.admits(ready[0]):
+    def _take_ready(self, room: Room, now: float) -> None:
+        ready, marks = self._ready, MAX_MARKS - len(self._marked)  # what fails must fit, too
+        while ready and ready[0].offset < self.limit and len(self._handed) < marks and room.admits(ready[0]):
             entry = ready.popleft()
             if entry.due > now or (self._holds and entry.record.key in self._holds):
                 self._put_back(entry)
@@ -243,6 +250,11 @@ class Window:
     def handed(self) -> int:
         """How many are handed out and not settled."""
         return len(self._handed)
+
+    @property
+    def started(self) -> bool:
+        """Whether a handler was allowed to start on anything that is handed out."""
+        return any(entry.started for entry in self._handed.values())
 
     def held(self, offset: int, hand: int) -> Entry | None:
         """The entry, if this hand-out of it is the newest and not settled."""
@@ -289,7 +301,7 @@ class Window:
         return lost
 
     def _unhand(self, entry: Entry) -> None:
-        entry.hand = 0
+        entry.hand, entry.started = 0, False
         del self._handed[entry.offset]
         hold = self._holds.get(entry.key) if self._holds and entry.key is not None else None
         if hold is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings, strategies as st
 
 from reliamq_kafka.progress import MAX_CHARACTERS, MAX_MARKS, Attempts, Progress, decode, encode
-from reliamq_kafka.window import Entry, Times, Window
+from reliamq_kafka.window import Entry, Room, Times, Window
 
 LEASE = 30.0
 
@@ -130,7 +130,7 @@ class Partition:
         return found
 
     def take(self, limit: int) -> None:
-        for entry in self.window.take(limit, 10**9, now=self.now, until=self.now + LEASE, hands=self.hands):
+        for entry in self.window.take(Room(limit, 10**9, self.now + LEASE, self.hands), now=self.now):
             fate = self.fate(entry.offset)
             assert entry.offset not in self.out, "handed out twice at once"
             assert fate.due <= self.now + 0.2
