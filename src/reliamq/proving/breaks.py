@@ -63,12 +63,14 @@ class WatchedBackend:
     async def publisher(self) -> AsyncIterator[Publisher]:
         """Watched."""
         async with self._backend.publisher() as publisher:
+            self._ledger.begin()
             yield _WatchedPublisher(publisher, self._ledger)
 
     @asynccontextmanager
     async def subscription(self, topic: str, group: str, *, lease: timedelta) -> AsyncIterator[Subscription]:
         """Watched, and perhaps broken."""
         async with self._backend.subscription(topic, group, lease=lease) as subscription:
+            self._ledger.begin()
             yield self._watched(subscription, self._ledger)
 
 

@@ -29,15 +29,22 @@ class Event:
 
 
 class Ledger:
-    """One process's own file."""
+    """One process's own file; it is there when the process has come to its work."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / f"{name}-{os.getpid()}.ndjson", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = folder / f"{name}-{os.getpid()}.ndjson"
+        self._file: int | None = None
+
+    def begin(self) -> int:
+        """The process has reached its broker; the file."""
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return self._file
 
     def write(self, kind: str, ids: Sequence[str] = ()) -> None:
         """Append one line."""
-        os.write(self._file, json.dumps([kind, time.time(), list(ids)]).encode() + b"\n")
+        os.write(self.begin(), json.dumps([kind, time.time(), list(ids)]).encode() + b"\n")
 
 
 @dataclass(slots=True)
