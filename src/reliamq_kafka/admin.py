@@ -77,6 +77,15 @@ class Admin:
 
         return await self._answered(ask)
 
+    async def partition_counts(self, topics: Sequence[str]) -> dict[str, int]:
+        """How many partitions each of these topics has; one that is not there is left out."""
+
+        async def ask() -> dict[str, int]:
+            found = await self._client.describe_topics(list(topics)) if topics else ()
+            return {each["topic"]: len(each["partitions"]) for each in found if not each["error_code"]}
+
+        return await self._answered(ask)
+
     async def topic_settings(self, topic: str) -> dict[str, str]:
         """The topic's effective settings."""
 
@@ -154,6 +163,10 @@ class Admin:
                 _check(code)
 
         await self._answered(ask)
+
+    def unavailable(self, detail: str) -> BrokerUnavailable:
+        """An error that names the cluster."""
+        return BrokerUnavailable(self._settings.url, detail)
 
     async def _answered(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until there is an answer; what the cluster refuses for good is raised at once."""

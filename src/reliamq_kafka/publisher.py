@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka.partitioner import murmur2
@@ -25,72 +25,90 @@ from reliamq_kafka.topics import KnownTopics, TopicFacts
 
 __all__ = ["KafkaPublisher", "open_publisher"]
 
+REMEMBERED = 10_000  # keys with their partitions; messages in doubt
+
 
 class KafkaPublisher:
-    """A :class:`~reliamq.spi.Publisher`; called by one task."""
+    """A :class:`~reliamq.spi.Publisher`.
 
-    def __init__(self, producers: Wire, topics: KnownTopics) -> None:
-        self._producers, self._topics = producers, topics
+    partitions: how many each topic had when it was opened.  Routes go by that, because a message's route must never
+    change; a topic that was declared later has one route for all its messages.
+    """
+
+    def __init__(self, producers: Wire, topics: KnownTopics, partitions: Mapping[str, int]) -> None:
+        self._producers, self._topics, self._counts = producers, topics, partitions
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
-        self._on_the_way: dict[tuple[str, str], tuple[Sending, PartitionQueue]] = {}
-        self._turn = 0
+        self._hashes: dict[bytes, int] = {}
+        self._doubtful: dict[tuple[str, str], tuple[Sending, PartitionQueue]] = {}
 
-    def route(self, message: Message) -> str:
-        """One for each topic, for now."""
-        return message.topic
+    def route(self, message: Message) -> tuple[str, int]:
+        """Its partition."""
+        count = self._counts.get(message.topic)
+        return message.topic, -1 if count is None else self._partition(message, count)
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
         began = time.monotonic()
-        refused: dict[int, Rejection] = {}
+        outcomes: list[Outcome | None] = [None] * len(batch)
         places: list[tuple[int, Sending, PartitionQueue]] = []
         added: dict[PartitionQueue, list[Sending]] = {}
         for index, message in enumerate(batch):
-            known = self._on_the_way.get((message.topic, message.id))
+            known = self._doubtful.get((message.topic, message.id)) if self._doubtful else None
             if known is None:
-                facts = await self._topics.of(message.topic, group=message.only_group, since=began)
+                facts = await self._topics.of(message.topic, group=message.only_group, since=began, deadline=deadline)
                 rejection = _refusal(message, facts)
                 if rejection is not None or facts is None:
-                    refused[index] = rejection or _unroutable(message, "is not there")
+                    outcomes[index] = rejection or _unroutable(message, "is not there")
                     continue
-                sending = Sending(message.id, message.key, message.body, headers_of(message))
-                known = sending, self._queue_of(message, facts)
+                known = Sending(message.id, message.key, message.body, headers_of(message)), self._queue(message, facts)
                 added.setdefault(known[1], []).append(known[0])
-                self._on_the_way[message.topic, message.id] = known
             places.append((index, *known))
         for queue, sendings in added.items():
             queue.add(sendings)
         await concluded([sending for _, sending, _ in places], deadline)
-        outcomes: dict[int, Outcome] = {index: self._outcome(sending, queue) for index, sending, queue in places}
-        return [refused.get(index) or outcomes[index] for index in range(len(batch))]
+        for index, sending, queue in places:
+            outcomes[index] = self._outcome(sending, queue)
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def _outcome(self, sending: Sending, queue: PartitionQueue) -> Outcome:
+        """What became of it.  In doubt it is remembered: who repeats it waits for the attempt that is on its way."""
         outcome = queue.outcome(sending)
-        if sending.outcome is not None or not sending.handed:
-            self._on_the_way.pop((queue.topic, sending.message_id), None)
+        if sending.outcome is None and sending.handed:
+            self._remember((queue.topic, sending.message_id), sending, queue)
+        elif self._doubtful:
+            self._doubtful.pop((queue.topic, sending.message_id), None)
         return outcome
 
-    def _queue_of(self, message: Message, facts: TopicFacts) -> PartitionQueue:
-        partition = self._partition(message.key, facts.partitions)
-        queue = self._queues.get((message.topic, partition))
+    def _remember(self, name: tuple[str, str], sending: Sending, queue: PartitionQueue) -> None:
+        self._doubtful[name] = sending, queue
+        if len(self._doubtful) > REMEMBERED:  # by now they are known, and nobody asked
+            self._doubtful = {name: one for name, one in self._doubtful.items() if one[0].outcome is None}
+
+    def _queue(self, message: Message, facts: TopicFacts) -> PartitionQueue:
+        place = message.topic, self._partition(message, facts.partitions)
+        queue = self._queues.get(place)
         if queue is None:
             limit = min(facts.largest, LARGEST_BATCH)
-            queue = PartitionQueue(self._producers, message.topic, partition, limit)
-            self._queues[message.topic, partition] = queue
+            queue = self._queues[place] = PartitionQueue(self._producers, *place, limit)
         return queue
 
-    def _partition(self, key: bytes | None, count: int) -> int:
-        """The partition that every Kafka client gives to the key; without a key one after another."""
-        if key is None:
-            self._turn += 1
-            return self._turn % count
-        return int(murmur2(key) & 0x7FFFFFFF) % count
+    def _partition(self, message: Message, count: int) -> int:
+        """The partition that every Kafka client gives to the key; without a key one by the message's id."""
+        if message.key is None:
+            return hash(message.id) % count
+        hashed = self._hashes.get(message.key)
+        if hashed is None:
+            if len(self._hashes) > REMEMBERED:
+                self._hashes.clear()
+            hashed = self._hashes[message.key] = int(murmur2(message.key)) & 0x7FFFFFFF
+        return hashed % count
 
     async def close(self) -> None:
         """Stop what is on its way."""
         tasks = {task for queue in self._queues.values() if (task := queue.cancel()) is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        await self._topics.close()
 
 
 def _refusal(message: Message, facts: TopicFacts | None) -> Rejection | None:
@@ -115,7 +133,8 @@ def _unroutable(message: Message, why: str) -> Rejection:
 async def open_publisher(settings: KafkaSettings) -> AsyncIterator[KafkaPublisher]:
     """Connect and close.  Raises BrokerUnavailable."""
     async with open_admin(settings) as admin, open_producers(settings) as producers:
-        publisher = KafkaPublisher(producers, KnownTopics(admin, Groups(admin, settings)))
+        topics = KnownTopics(admin, Groups(admin, settings))
+        publisher = KafkaPublisher(producers, topics, await topics.preload())
         try:
             yield publisher
         finally:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from reliamq_kafka.admin import Admin, Partition
+from reliamq_kafka.consumers import ANSWER_SECONDS
 from reliamq_kafka.groups import Groups
 
 __all__ = ["OVERHEAD_BYTES", "KnownTopics", "TopicFacts"]
@@ -52,28 +54,54 @@ class Answer:
 
 
 class KnownTopics:
-    """Facts by topic, as old as a minute."""
+    """Facts by topic, as old as a minute; older ones serve until there are newer."""
 
     def __init__(self, admin: Admin, groups: Groups) -> None:
         self._admin, self._groups = admin, groups
         self._known: dict[str, Answer] = {}
+        self._asking: dict[str, asyncio.Task[TopicFacts | None]] = {}
 
-    async def of(self, topic: str, *, group: str | None = None, since: float) -> TopicFacts | None:
-        """The facts, or None without such a topic.  Raises BrokerUnavailable.
+    async def of(
+        self, topic: str, *, group: str | None = None, since: float, deadline: float = inf
+    ) -> TopicFacts | None:
+        """The facts, or None without such a topic.  Raises BrokerUnavailable, also when the deadline passes.
 
         group: whom the message is for, if not for all.
         since: monotonic seconds; that somebody is not there counts only if it was found out after that.
         """
         known = self._known.get(topic)
         if known is not None:
-            served = known.facts is not None and known.facts.serves(group)
-            if known.asked_at > (time.monotonic() - KEPT_SECONDS if served else since):
+            if known.facts is not None and known.facts.serves(group):
+                if time.monotonic() - known.asked_at > KEPT_SECONDS:
+                    self._ask(topic)
                 return known.facts
-        facts = await self._ask(topic)
-        self._known[topic] = Answer(facts, time.monotonic())
-        return facts
+            if known.asked_at > since:
+                return known.facts
+        asking = self._ask(topic)
+        # Cancelled here: whoever asks next finds the answer.
+        await asyncio.wait({asking}, timeout=min(max(0.0, deadline - time.monotonic()), ANSWER_SECONDS))
+        if not asking.done():
+            raise self._admin.unavailable(f"topic '{topic}' cannot be looked up by the deadline")
+        return asking.result()
 
-    async def _ask(self, topic: str) -> TopicFacts | None:
+    async def preload(self) -> Mapping[str, int]:
+        """How many partitions each declared topic has.  Raises BrokerUnavailable."""
+        return await self._admin.partition_counts(list(await self._groups.all()))
+
+    def _ask(self, topic: str) -> asyncio.Task[TopicFacts | None]:
+        """Have it asked for; one question at a time about one topic."""
+        asking = self._asking.get(topic)
+        if asking is None:
+            asking = self._asking[topic] = asyncio.create_task(self._answer(topic), name=f"looking up {topic}")
+            asking.add_done_callback(lambda done: self._asked(topic, done))
+        return asking
+
+    def _asked(self, topic: str, asking: asyncio.Task[TopicFacts | None]) -> None:
+        del self._asking[topic]
+        if not asking.cancelled() and asking.exception() is None:  # else what is known serves on
+            self._known[topic] = Answer(asking.result(), time.monotonic())
+
+    async def _answer(self, topic: str) -> TopicFacts | None:
         groups = frozenset(each.group for each in await self._groups.of(topic))
         partitions = await self._partitions(topic, SEEN_SECONDS if groups else 0.0)
         if partitions is None:
@@ -88,3 +116,11 @@ class KnownTopics:
             if partitions is not None or time.monotonic() >= deadline:
                 return partitions
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def close(self) -> None:
+        """Stop asking."""
+        asking = set(self._asking.values())
+        for task in asking:
+            task.cancel()
+        if asking:
+            await asyncio.wait(asking)
