@@ -55,6 +55,7 @@ class LedgerReader:
     events: list[Event] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     _offsets: dict[Path, int] = field(default_factory=dict)
+    _receivers: set[Path] = field(default_factory=set)
 
     def read(self) -> Sequence[Event]:
         """The events since the last call."""
@@ -66,7 +67,14 @@ class LedgerReader:
 
     def is_ready(self, name: str, pid: int) -> bool:
         """Whether the process has come to its work."""
-        return (self.folder / f"{name}-{pid}.ndjson").exists()
+        return self._path(name, pid).exists()
+
+    def has_received(self, name: str, pid: int) -> bool:
+        """Whether the process was given a message."""
+        return self._path(name, pid) in self._receivers
+
+    def _path(self, name: str, pid: int) -> Path:
+        return self.folder / f"{name}-{pid}.ndjson"
 
     def _tail(self, path: Path) -> Iterator[Event]:
         with path.open("rb") as file:
@@ -76,4 +84,6 @@ class LedgerReader:
                     break  # its writer is in the middle of it, or died there
                 self._offsets[path] = self._offsets.get(path, 0) + len(line)
                 kind, at, ids = json.loads(line)
+                if kind == "delivered":
+                    self._receivers.add(path)
                 yield Event(kind, at, tuple(ids))

@@ -105,6 +105,7 @@ class Proof:
         self._began = time.monotonic()
         self._counted_at = 0.0
         self._effects = 0
+        self._applied_all = False
 
     def prepare(self) -> None:
         """Reach the servers and begin with empty tables.  Raises ReliamqError or SQLAlchemyError when that fails."""
@@ -199,13 +200,16 @@ class Proof:
         return False
 
     def _kill_one(self) -> None:
-        ready = [
-            one
-            for one in self._fleet.running()
-            if self._is_victim(one) and self._reader.is_ready(one.name, one.process.pid or 0)
-        ]
+        ready = [one for one in self._fleet.running() if self._is_victim(one) and self._is_worth_killing(one)]
         if ready:
             self._fleet.kill(self._random.choice(ready))
+
+    def _is_worth_killing(self, member: Member) -> bool:
+        """A worker that is not in its group yet has nothing to lose; one for which nothing is left is idle by right."""
+        pid = member.process.pid or 0
+        if member.role == "worker" and not self._applied_all:
+            return self._reader.has_received(member.name, pid)
+        return self._reader.is_ready(member.name, pid)
 
     def _is_victim(self, member: Member) -> bool:
         return self.plan.broken is None or member.role == self.plan.broken.victim
@@ -243,7 +247,8 @@ class Proof:
             connection.execution_options(**{READING: True})
             committed = connection.scalar(select(func.count()).select_from(OrderRow)) or 0
             self._effects = connection.scalar(select(func.count(Effect.message_id.distinct()))) or 0
-        return self._effects >= committed
+        self._applied_all = self._effects >= committed
+        return self._applied_all
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
