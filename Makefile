@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types imports docs unit soak servers servers-stop format promises bench clean
+.PHONY: demo test lint types imports docs unit soak servers servers-stop format promises bench bench-kafka clean
 
 demo: $(VENV)/.installed
 	$(BIN)/reliamq prove
@@ -42,6 +42,11 @@ docs: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.embedded
+
+# Beside the bare client and FastStream.
+bench-kafka: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmarks]'
+	$(BIN)/python -m tests.servers run $(BIN)/python -m benchmarks.kafka
 
 # The index of promises in the docs.
 promises: $(VENV)/.installed-dev

@@ -24,10 +24,11 @@ from filelock import FileLock
 from tests.servers.installing import HOME, kafka_jars, program
 from tests.servers.process import ServerProcess, wait_until
 
-__all__ = ["PASSWORD", "USER", "KafkaCluster", "kafka_cluster", "kafka_runs", "stop_kafka"]
+__all__ = ["PASSWORD", "USER", "KafkaCluster", "kafka_cluster", "kafka_runs", "prepared_kafka", "stop_kafka"]
 
 BROKERS = 3
 START_SECONDS = 90.0
+CATCH_UP_SECONDS = 120.0
 USER, PASSWORD = "reliamq-tests", "only/for@tests"
 JAVA_OPTIONS = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
 
@@ -121,6 +122,11 @@ class KafkaCluster:
                 broker.start()
         wait_until(self._all_answer, START_SECONDS, self.brokers)
 
+    def wait_until_whole(self) -> None:
+        """Until every broker answers and every replica is in sync: only then may another one be broken."""
+        wait_until(self._all_answer, START_SECONDS, self.brokers)
+        wait_until(lambda: asyncio.run(self._replicas_behind()) == 0, CATCH_UP_SECONDS, self.brokers)
+
     def stop(self) -> None:
         """Stop every broker."""
         with ThreadPoolExecutor() as pool:
@@ -143,28 +149,41 @@ class KafkaCluster:
         finally:
             await admin.close()
 
+    async def _replicas_behind(self) -> int:
+        """How many are not in sync; more than none where nobody answers."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.addresses, request_timeout_ms=3000)
+        try:
+            await admin.start()
+            topics = await admin.describe_topics()
+        except (KafkaError, OSError):
+            return 1
+        finally:
+            await admin.close()
+        return sum(len(part["replicas"]) - len(part["isr"]) for topic in topics for part in topic["partitions"])
+
 
 def kafka_cluster() -> KafkaCluster:
     """The cluster in ``build/servers/kafka``, made if it is not there, and started if it does not run."""
     HOME.mkdir(parents=True, exist_ok=True)
     with FileLock(HOME / "kafka.lock"):  # several test processes may want it at once
-        cluster = _prepared()
+        cluster = prepared_kafka()
         cluster.start()
     return cluster
 
 
 def kafka_runs() -> bool:
     """Whether any broker of the cluster runs."""
-    return (HOME / "kafka" / "ports.json").exists() and any(broker.running for broker in _prepared().brokers)
+    return (HOME / "kafka" / "ports.json").exists() and any(broker.running for broker in prepared_kafka().brokers)
 
 
 def stop_kafka() -> None:
     """Stop the cluster if it runs; its data stay."""
     if kafka_runs():
-        _prepared().stop()
+        prepared_kafka().stop()
 
 
-def _prepared() -> KafkaCluster:
+def prepared_kafka() -> KafkaCluster:
+    """The cluster in ``build/servers/kafka``, made if it is not there, running or not."""
     folder = HOME / "kafka"
     description = folder / "ports.json"
     if not description.exists():

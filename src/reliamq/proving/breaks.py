@@ -63,12 +63,14 @@ class WatchedBackend:
     async def publisher(self) -> AsyncIterator[Publisher]:
         """Watched."""
         async with self._backend.publisher() as publisher:
+            self._ledger.begin()
             yield _WatchedPublisher(publisher, self._ledger)
 
     @asynccontextmanager
     async def subscription(self, topic: str, group: str, *, lease: timedelta) -> AsyncIterator[Subscription]:
         """Watched, and perhaps broken."""
         async with self._backend.subscription(topic, group, lease=lease) as subscription:
+            self._ledger.begin()
             yield self._watched(subscription, self._ledger)
 
 
@@ -89,13 +91,15 @@ class _WatchedSubscription:
     def __init__(self, subscription: Subscription, ledger: Ledger) -> None:
         self._subscription, self._ledger = subscription, ledger
         self.lease_seconds = subscription.lease_seconds
-        self.may_start = subscription.may_start
 
     async def receive(self, limit: int, *, max_bytes: int, wait: timedelta) -> Sequence[Delivery]:
         deliveries = await self._subscription.receive(limit, max_bytes=max_bytes, wait=wait)
         if deliveries:
             self._ledger.write("delivered", [one.message.id for one in deliveries])
         return deliveries
+
+    def may_start(self, delivery: Delivery) -> bool:
+        return self._subscription.may_start(delivery)
 
     async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         return await self._subscription.begin(deliveries)
@@ -114,6 +118,9 @@ class _AcknowledgedFirst(_WatchedSubscription):
         deliveries = await super().receive(limit, max_bytes=max_bytes, wait=wait)
         await super().settle([Ack(delivery) for delivery in deliveries])
         return deliveries
+
+    def may_start(self, delivery: Delivery) -> bool:
+        return True
 
     async def begin(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         return deliveries

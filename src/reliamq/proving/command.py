@@ -24,6 +24,7 @@ from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
 from reliamq.proving.bodies import copy_bodies
+from reliamq.proving.brokers import BrokerCommand, BrokerKiller
 from reliamq.proving.plan import Plan, Rule
 from reliamq.proving.proof import Proof, Result
 from reliamq.proving.report import write_report
@@ -37,6 +38,7 @@ WRONG = 1
 BAD_ARGUMENTS = 2
 INTERRUPTED = 130
 DEFAULT_MESSAGES = 2000
+DEFAULT_BROKER_PAUSE = 5.0
 
 
 def prove(
@@ -62,9 +64,27 @@ def prove(
     applications: Annotated[int, typer.Option(min=1, help="Processes that place orders.")] = 2,
     relays: Annotated[int, typer.Option(min=1, help="Processes that relay the outbox.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes that apply effects.")] = 2,
-    kill_every: Annotated[float, typer.Option(min=0, help="Seconds between two kills; 0: none.")] = 0.5,
+    kill_every: Annotated[float, typer.Option(min=0, help="Seconds between two kills of processes; 0: none.")] = 0.5,
+    kill_broker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Kill brokers too, one at a time: 'COMMAND list' names them, 'COMMAND kill NAME' kills one, "
+            "'COMMAND start NAME' starts it and returns when it has caught up.",
+        ),
+    ] = None,
+    kill_broker_every: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Seconds from when all brokers are whole to the next kill of one.",
+            show_default=f"{DEFAULT_BROKER_PAUSE:.0f}",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Chooses accounts and victims.")] = 1,
-    deadline: Annotated[float, typer.Option(min=0, help="Seconds for the rest after the last commit.")] = 60,
+    deadline: Annotated[
+        float, typer.Option(min=0, help="Seconds for the rest, when all is committed and all brokers are whole.")
+    ] = 60,
     report: Annotated[Path | None, typer.Option(help="Write a page about it to this HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
     broken: Annotated[
@@ -81,13 +101,13 @@ def prove(
 
     130: Ctrl-C or SIGTERM, and nothing is wrong; what was in flight is not judged.
     """
-    pace = _Pace(kill_every, deadline)
     with (
         _clear_ends(database),
         _interrupted_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="reliamq-prove-") as folder,
     ):
         _check_report(report)
+        pace = _Pace(kill_every, _broker_killer(kill_broker, kill_broker_every, seed), deadline)
         plan = Plan(
             broker=broker or f"embedded:///{folder}/broker.db",
             database=database or f"sqlite:///{folder}/database.db",
@@ -108,6 +128,7 @@ def prove(
 @dataclass(frozen=True, slots=True)
 class _Pace:
     kill_every: float
+    brokers: BrokerKiller
     deadline: float
 
 
@@ -126,7 +147,13 @@ def _prove(plan: Plan, pace: _Pace, report: Path | None, *, as_json: bool) -> No
 
 def _run(plan: Plan, pace: _Pace, console: Console) -> Result:
     with Live(console=console, refresh_per_second=8, transient=True) as live:
-        proof = Proof(plan, kill_every=pace.kill_every, deadline=pace.deadline, show=progress_shower(live, plan))
+        proof = Proof(
+            plan,
+            kill_every=pace.kill_every,
+            brokers=pace.brokers,
+            deadline=pace.deadline,
+            show=progress_shower(live, plan),
+        )
         proof.prepare()
         return proof.run()
 
@@ -157,6 +184,13 @@ def _how_many(messages: int | None, input: Path | None, folder: str, keys: int) 
     if messages is not None:
         raise ConfigurationError("--messages and --input: give one; with --input each of its lines is an order")
     return copy_bodies(input, _copy_in(folder), keys=keys)
+
+
+def _broker_killer(command: str | None, every: float | None, seed: int) -> BrokerKiller:
+    if command is None and every is not None:
+        raise ConfigurationError("--kill-broker-every: give --kill-broker, or there is nothing to kill brokers with")
+    parsed = None if command is None else BrokerCommand(command)
+    return BrokerKiller(parsed, every=DEFAULT_BROKER_PAUSE if every is None else every, seed=seed)
 
 
 def _copy_in(folder: str) -> Path:

@@ -29,15 +29,22 @@ class Event:
 
 
 class Ledger:
-    """One process's own file."""
+    """One process's own file; it is there when the process has come to its work."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / f"{name}-{os.getpid()}.ndjson", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = folder / f"{name}-{os.getpid()}.ndjson"
+        self._file: int | None = None
+
+    def begin(self) -> int:
+        """The process has reached its broker; the file."""
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return self._file
 
     def write(self, kind: str, ids: Sequence[str] = ()) -> None:
         """Append one line."""
-        os.write(self._file, json.dumps([kind, time.time(), list(ids)]).encode() + b"\n")
+        os.write(self.begin(), json.dumps([kind, time.time(), list(ids)]).encode() + b"\n")
 
 
 @dataclass(slots=True)
@@ -48,6 +55,7 @@ class LedgerReader:
     events: list[Event] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     _offsets: dict[Path, int] = field(default_factory=dict)
+    _receivers: set[Path] = field(default_factory=set)
 
     def read(self) -> Sequence[Event]:
         """The events since the last call."""
@@ -59,7 +67,14 @@ class LedgerReader:
 
     def is_ready(self, name: str, pid: int) -> bool:
         """Whether the process has come to its work."""
-        return (self.folder / f"{name}-{pid}.ndjson").exists()
+        return self._path(name, pid).exists()
+
+    def has_received(self, name: str, pid: int) -> bool:
+        """Whether the process was given a message."""
+        return self._path(name, pid) in self._receivers
+
+    def _path(self, name: str, pid: int) -> Path:
+        return self.folder / f"{name}-{pid}.ndjson"
 
     def _tail(self, path: Path) -> Iterator[Event]:
         with path.open("rb") as file:
@@ -69,4 +84,6 @@ class LedgerReader:
                     break  # its writer is in the middle of it, or died there
                 self._offsets[path] = self._offsets.get(path, 0) + len(line)
                 kind, at, ids = json.loads(line)
+                if kind == "delivered":
+                    self._receivers.add(path)
                 yield Event(kind, at, tuple(ids))

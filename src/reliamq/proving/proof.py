@@ -19,6 +19,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from reliamq.database import READING, open_engine, open_sync_engine
+from reliamq.proving.brokers import BrokerKiller
 from reliamq.proving.checker import Committed, Effected, Facts, Verdict, check
 from reliamq.proving.ledger import LedgerReader
 from reliamq.proving.plan import Plan
@@ -45,6 +46,7 @@ class Progress:
     delivered: int
     effects: int
     kills: int
+    broker_kills: int
     seconds: float
 
 
@@ -53,6 +55,7 @@ class Result:
     """What came of it.
 
     messages: orders that were to be placed.  rolled_back: those of them that were, on purpose.
+    kills, broker_kills: seconds since 1970, and who.
     crashes: processes that ended by themselves.  finished: all took effect before the deadline.
     interrupted: by Ctrl-C or SIGTERM; the rest is the ledger so far.  latencies: seconds from commit to effect.
     """
@@ -66,6 +69,7 @@ class Result:
     finished: bool
     interrupted: bool
     latencies: Sequence[float]
+    broker_kills: Sequence[tuple[float, str]] = ()
     timeline: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -80,18 +84,28 @@ class Result:
 
 
 class Proof:
-    """kill_every: seconds between kills, 0: none.  deadline: seconds for the rest after the last commit."""
+    """kill_every: seconds between kills of processes, 0: none.  brokers: who kills those, if anybody does.
+    deadline: seconds for the rest after the last commit and the last broker's return.
+    """
 
     def __init__(
-        self, plan: Plan, *, kill_every: float, deadline: float, show: Callable[[Progress], None] = lambda _: None
+        self,
+        plan: Plan,
+        *,
+        kill_every: float,
+        brokers: BrokerKiller,
+        deadline: float,
+        show: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self.plan, self._kill_every, self._deadline, self._show = plan, kill_every, deadline, show
+        self._brokers = brokers
         self._fleet = Fleet(plan)
         self._reader = LedgerReader(plan.ledger_folder)
         self._random = random.Random(plan.seed)  # noqa: S311  # repeatable, not secret
         self._began = time.monotonic()
         self._counted_at = 0.0
         self._effects = 0
+        self._applied_all = False
 
     def prepare(self) -> None:
         """Reach the servers and begin with empty tables.  Raises ReliamqError or SQLAlchemyError when that fails."""
@@ -103,6 +117,10 @@ class Proof:
             raise ConfigurationError(
                 f"{masked(self.plan.broker)} is in the memory of one process, and the prover has several; "
                 "use embedded:///file.db or a networked broker"
+            )
+        if self._brokers.kills_brokers and not app.backend.capabilities.networked:
+            raise ConfigurationError(
+                f"--kill-broker: {masked(self.plan.broker)} is a file and no broker; give --broker"
             )
         async with open_engine(self.plan.database) as engine:
             await app.create_tables()
@@ -123,16 +141,20 @@ class Proof:
         self._interrupted = finished = False
         with ExitStack() as stack:
             engine = stack.enter_context(open_sync_engine(self.plan.database))
-            stack.callback(self._fleet.kill_all)  # whatever happens, nobody is left behind
+            stack.callback(self._brokers.wait)  # whatever happens, nobody is left dead
+            stack.callback(self._fleet.kill_all)  # and nobody is left behind
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, self._interrupt))
             try:
                 self._fleet.start()
+                self._brokers.start()
                 self._work_under_fire(engine)
+                self._await_brokers()
                 finished = self._drain(engine)
                 self._fleet.stop(STOP_PATIENCE)
             except KeyboardInterrupt:
                 self._fleet.kill_all()
+                self._brokers.wait()
             return self._result(engine, finished, self._interrupted)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
@@ -151,9 +173,20 @@ class Proof:
                 next_kill = time.monotonic() + self._kill_every
             self._count_effects(engine)
 
+    def _await_brokers(self) -> None:
+        """Until whoever was killed last is whole again: the deadline is for what comes then."""
+        self._brokers.end()
+        while self._brokers.is_at_work:
+            self._look("waiting for a broker")
+        self._brokers.check()
+
     def _needs_kills(self) -> bool:
         """Whether there are too few kills yet, and somebody to kill."""
-        if not self._kill_every or self._fleet.cannot_place():
+        if self._fleet.cannot_place():
+            return False
+        if self._brokers.kills_brokers and not self._brokers.kills:
+            return True
+        if not self._kill_every:
             return False
         return len(self._fleet.kills) < LEAST_KILLS and any(map(self._is_victim, self._fleet.running()))
 
@@ -167,13 +200,16 @@ class Proof:
         return False
 
     def _kill_one(self) -> None:
-        ready = [
-            one
-            for one in self._fleet.running()
-            if self._is_victim(one) and self._reader.is_ready(one.name, one.process.pid or 0)
-        ]
+        ready = [one for one in self._fleet.running() if self._is_victim(one) and self._is_worth_killing(one)]
         if ready:
             self._fleet.kill(self._random.choice(ready))
+
+    def _is_worth_killing(self, member: Member) -> bool:
+        """A worker that is not in its group yet has nothing to lose; one for which nothing is left is idle by right."""
+        pid = member.process.pid or 0
+        if member.role == "worker" and not self._applied_all:
+            return self._reader.has_received(member.name, pid)
+        return self._reader.is_ready(member.name, pid)
 
     def _is_victim(self, member: Member) -> bool:
         return self.plan.broken is None or member.role == self.plan.broken.victim
@@ -183,6 +219,7 @@ class Proof:
             raise KeyboardInterrupt
         time.sleep(LOOK_EVERY)
         self._fleet.look_after()
+        self._brokers.check()
         self._reader.read()
         counts = self._reader.counts
         seconds = time.monotonic() - self._began
@@ -194,6 +231,7 @@ class Proof:
                 counts["delivered"],
                 self._effects,
                 len(self._fleet.kills),
+                len(self._brokers.kills),
                 seconds,
             )
         )
@@ -209,7 +247,8 @@ class Proof:
             connection.execution_options(**{READING: True})
             committed = connection.scalar(select(func.count()).select_from(OrderRow)) or 0
             self._effects = connection.scalar(select(func.count(Effect.message_id.distinct()))) or 0
-        return self._effects >= committed
+        self._applied_all = self._effects >= committed
+        return self._applied_all
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -239,6 +278,7 @@ class Proof:
             messages=self.plan.messages,
             rolled_back=len(rolled_back),
             kills=self._fleet.kills,
+            broker_kills=self._brokers.kills,
             crashes=self._fleet.crashes,
             seconds=time.monotonic() - self._began,
             finished=finished,

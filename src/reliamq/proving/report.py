@@ -19,6 +19,8 @@ __all__ = ["write_report"]
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 960, 300, 60, 30
 COLOURS = {"committed": "#1b6ca8", "confirmed": "#8a5fbf", "delivered": "#c77d0a", "effects": "#1a8754"}
+PROCESS_KILL = 'stroke="#b3261e" stroke-width="1" stroke-dasharray="3 3"'
+BROKER_KILL = 'stroke="#1d2430" stroke-width="2"'
 POINTS = 240
 BARS = 40
 
@@ -36,7 +38,8 @@ text { font: 12px system-ui, sans-serif; fill: #4a5568; }
 <p>$summary</p>
 <table>$counters</table>
 <h2>Timeline</h2>
-<p>$legend <span class="key" style="color:#b3261e">┆ a process killed with SIGKILL</span></p>
+<p>$legend <span class="key" style="color:#b3261e">┆ a process killed with SIGKILL</span>
+<span class="key" style="color:#1d2430">┃ a broker killed</span></p>
 $timeline
 <h2>From commit to effect</h2>
 <p>$latency</p>
@@ -81,10 +84,8 @@ def _summary(plan: Plan, result: Result) -> str:
         end = f" Interrupted: {result.verdict.in_flight} were in flight and are not judged."
     if result.unplaced:
         end += f" {result.unplaced} planned orders were not placed."
-    return (
-        f"{result.verdict.committed} committed orders, {len(result.kills)} processes killed, "
-        f"{result.seconds:.1f} s.{broken}{end}"
-    )
+    killed = f"{len(result.kills)} processes and {len(result.broker_kills)} brokers killed"
+    return f"{result.verdict.committed} committed orders, {killed}, {result.seconds:.1f} s.{broken}{end}"
 
 
 def _counters(result: Result) -> list[tuple[str, object]]:
@@ -136,7 +137,8 @@ def _examples(result: Result) -> str:
 
 def _timeline(result: Result) -> str:
     """Cumulative counts over time, one line each, with the kills as dashes."""
-    moments = [at for times in result.timeline.values() for at in times] + [at for at, _ in result.kills]
+    moments = [at for times in result.timeline.values() for at in times]
+    moments += [at for at, _ in (*result.kills, *result.broker_kills)]
     if not moments:
         return "<p>Nothing happened.</p>"
     start, end = min(moments), max(moments)
@@ -150,9 +152,10 @@ def _timeline(result: Result) -> str:
         return HEIGHT - BOTTOM - count / top * (HEIGHT - BOTTOM - 10)
 
     kills = "".join(
-        f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="10" y2="{HEIGHT - BOTTOM}" stroke="#b3261e" stroke-width="1"'
-        f' stroke-dasharray="3 3" opacity=".6"><title>{html.escape(name)} killed at {at - start:.2f} s</title></line>'
-        for at, name in result.kills
+        f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="10" y2="{HEIGHT - BOTTOM}" {style} opacity=".6">'
+        f"<title>{what}{html.escape(name)} killed at {at - start:.2f} s</title></line>"
+        for dead, what, style in ((result.kills, "", PROCESS_KILL), (result.broker_kills, "broker ", BROKER_KILL))
+        for at, name in dead
     )
     lines = "".join(
         _line(result.timeline[name], colour, x, y) for name, colour in COLOURS.items() if result.timeline.get(name)

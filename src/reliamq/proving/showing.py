@@ -36,7 +36,8 @@ def _paced(console: Console) -> Callable[[Progress], None]:
             shown = progress.seconds
             console.print(
                 f"{progress.seconds:5.0f} s  committed {progress.committed}  confirmed {progress.confirmed}"
-                f"  effects {progress.effects}  kills {progress.kills}  {progress.phase}",
+                f"  effects {progress.effects}  kills {progress.kills}{_of_brokers(progress.broker_kills)}"
+                f"  {progress.phase}",
                 soft_wrap=True,
             )
 
@@ -51,11 +52,15 @@ def _progress_table(progress: Progress, plan: Plan) -> Table:
         ("confirmed", str(progress.confirmed)),
         ("delivered", str(progress.delivered)),
         ("effects", f"{progress.effects}/{orders}"),
-        ("kills", str(progress.kills)),
+        ("kills", f"{progress.kills}{_of_brokers(progress.broker_kills)}"),
     ):
         table.add_row(name, f"[bold]{value}[/]")
     table.add_row(progress.phase, f"{progress.seconds:.0f} s")
     return table
+
+
+def _of_brokers(kills: int) -> str:
+    return f" and {kills} of brokers" if kills else ""
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -73,7 +78,8 @@ def print_result(result: Result, console: Console) -> None:
         say(f"{result.unplaced} of {result.messages} planned orders were not placed", "red")
     say(
         f"{verdict.committed} committed · {verdict.confirmed} confirmed · {verdict.effects} effects · "
-        f"{verdict.redelivered} redelivered · {len(result.kills)} kills · {result.seconds:.1f} s"
+        f"{verdict.redelivered} redelivered · {len(result.kills)} kills{_of_brokers(len(result.broker_kills))} · "
+        f"{result.seconds:.1f} s"
     )
     if result.interrupted:
         say(f"interrupted: this is the ledger so far; {verdict.in_flight} in flight, not judged", "yellow")
@@ -104,6 +110,7 @@ def result_json(result: Result) -> str:
             "unplaced": result.unplaced,
             "crashes": len(result.crashes),
             "kills": len(result.kills),
+            "broker_kills": len(result.broker_kills),
             "seconds": round(result.seconds, 3),
             "interrupted": result.interrupted,
         }
