@@ -12,4 +12,4 @@ pytestmark = pytest.mark.xdist_group("kafka")
 
 @pytest.fixture
 def make_backend(kafka: KafkaCluster) -> MakeBackend:
-    return lambda: open_backend(kafka.url)
+    return lambda: open_backend(kafka.url, {"kafka": {"partitions": 4}})

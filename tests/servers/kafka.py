@@ -163,9 +163,14 @@ class KafkaCluster:
 
 
 def kafka_cluster() -> KafkaCluster:
-    """The cluster in ``build/servers/kafka``, made if it is not there, and started if it does not run."""
+    """The cluster in ``build/servers/kafka``, started anew and empty if it does not run.
+
+    Empty, because the topics of many runs would fill the brokers' small heaps, and what a run left may be damaged.
+    """
     HOME.mkdir(parents=True, exist_ok=True)
     with FileLock(HOME / "kafka.lock"):  # several test processes may want it at once
+        if not kafka_runs():
+            shutil.rmtree(HOME / "kafka", ignore_errors=True)
         cluster = prepared_kafka()
         cluster.start()
     return cluster
@@ -177,7 +182,7 @@ def kafka_runs() -> bool:
 
 
 def stop_kafka() -> None:
-    """Stop the cluster if it runs; its data stay."""
+    """Stop the cluster if it runs; its data and logs stay until it is started again."""
     if kafka_runs():
         prepared_kafka().stop()
 
