@@ -48,6 +48,9 @@ class Producers:
         except (KafkaError, OSError) as error:
             await producer.stop()
             raise BrokerUnavailable(self._settings.url, f"cannot be reached: {error}") from error
+        except asyncio.CancelledError:
+            await producer.stop()
+            raise
         self._producer = producer
 
     def new_batch(self) -> BatchBuilder:
