@@ -78,8 +78,11 @@ def original(headers: Sequence[tuple[str, bytes]]) -> Headers:
 
 def returning(headers: Sequence[tuple[str, bytes]], delayed: Delayed) -> Headers:
     """The headers with which it comes back to its topic: as they were, for its group alone, with its attempts."""
-    texts = {ONLY_GROUP: delayed.group, **_texts(delayed.group, delayed.failures, delayed.crashes)}
-    own = [(name, data) for name, data in original(headers) if name != ONLY_GROUP]
+    texts = _texts(delayed.group, delayed.failures, delayed.crashes)
+    own = original(headers)
+    if (ONLY_GROUP, delayed.group.encode()) not in own:
+        own = [(name, data) for name, data in own if name != ONLY_GROUP]
+        texts[ONLY_GROUP] = delayed.group
     return own + [(name, text.encode()) for name, text in texts.items()]
 
 

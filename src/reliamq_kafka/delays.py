@@ -37,6 +37,8 @@ LARGEST_RECORD = 99 * 1024 * 1024
 SEGMENT_BYTES, SEGMENT_MILLISECONDS = 128 * 1024 * 1024, 24 * 3600 * 1000
 """The newest file of a partition is never removed, so they are small, and each must hold the largest record."""
 
+STOP_SECONDS = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Postponement:
@@ -127,8 +129,9 @@ async def open_delays(settings: KafkaSettings, name: str = DELAYS_TOPIC) -> Asyn
         yield Delays(settings, name, lines, mover)
     finally:
         with anyio.CancelScope(shield=True):
-            moving.cancel()
-            await asyncio.wait({moving})
+            while not moving.done():  # again, if something in the client has swallowed it
+                moving.cancel()
+                await asyncio.wait({moving}, timeout=STOP_SECONDS)
             await lines.close()
 
 

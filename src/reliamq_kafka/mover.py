@@ -102,7 +102,8 @@ class Mover:
                 found = await self._look(admin, looker)
                 if found is None or found.empty:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+                        async with asyncio.timeout(LOOK_SECONDS):  # wait_for may swallow a cancel (Python 3.11)
+                            await self._woken.wait()
                     self._woken.clear()
                 else:
                     await self._move_until_empty(admin, looker, carrier)
