@@ -2,7 +2,8 @@
 
 A delay is cut into waits of powers of two of seconds, the longest first, and each length has a partition of its own:
 there all wait equally long, so the first is due first, and a long delay never holds up a short one.  A delay is rounded
-up to whole seconds.  What is late by whole seconds at the end of one wait is taken off the next.
+up to whole seconds.  Equal delays go the same way, so they stay in order, unless one is later than a minute: then what
+it is late is taken off its next waits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __all__ = ["PARTITIONS", "Delayed", "attempts_of", "due_at", "first_wait", "grou
 
 PARTITIONS = 20
 """Waits of 2⁰ to 2¹⁹ seconds, which are six days; a longer delay goes round again."""
+LATE_SECONDS = 60
 TARGET, GROUP, LEFT = OURS + "target", OURS + "group", OURS + "left"
 FAILURES, CRASHES = OURS + "failures", OURS + "crashes"
 FACTS = frozenset((TARGET, GROUP, LEFT, FAILURES, CRASHES))
@@ -45,8 +47,8 @@ class Delayed:
         return number, replace(self, left=max(0, self.left - (1 << number)))
 
     def late(self, seconds: float) -> Delayed:
-        """The same, so late out of its last wait."""
-        return replace(self, left=max(0, self.left - int(seconds)))
+        """The same, so late out of its last wait.  Little is not made up for: it would overtake its equals."""
+        return self if seconds < LATE_SECONDS else replace(self, left=max(0, self.left - int(seconds)))
 
     def headers(self) -> Headers:
         """What its record says beside its own headers."""
