@@ -16,6 +16,7 @@ from reliamq.spi import (
     Subscription,
 )
 from reliamq_kafka.dead_letters import open_dead_letters
+from reliamq_kafka.delays import SharedDelays
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import read_settings
 from reliamq_kafka.storage import open_storage
@@ -35,6 +36,7 @@ class KafkaBackend:
     def __init__(self, url: str, settings: Mapping[str, object] | None = None) -> None:
         self._settings = read_settings(url, settings or {})
         self.url = self._settings.url
+        self._delays = SharedDelays(self._settings)
 
     def __repr__(self) -> str:
         return f"<KafkaBackend {self.url}>"
@@ -51,7 +53,7 @@ class KafkaBackend:
         """Join a declared group; see the contract."""
         if lease <= timedelta():
             raise ConfigurationError(f"group '{group}' on '{topic}': a lease of {lease} is over before it began")
-        return open_subscription(self._settings, topic, group, lease)
+        return open_subscription(self._settings, self._delays, topic, group, lease)
 
     def dead_letters(self) -> AbstractAsyncContextManager[DeadLetters]:
         """Open the dead letters of all topics; see the contract."""

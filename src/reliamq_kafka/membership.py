@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import aiokafka
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError
 
@@ -65,7 +65,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
 
     def __init__(self, admin: Admin, settings: KafkaSettings, topic: str, group: str) -> None:
         self._admin, self._settings = admin, settings
-        self._topic, self._group = topic, group_id(topic, group)
+        self._topic, self._name, self._group = topic, group, group_id(topic, group)
         self.windows: dict[int, Window] = {}
         self.commits = Commits(settings, topic, self._group, self.windows)
         self.recalled = self.stopping = False
@@ -75,7 +75,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         self._receivers, self._asked_at = 0, time.monotonic()
         self._failure: BrokerUnavailable | None = None
         self._paused: set[TopicPartition] = set()
-        self._unsettled_since: float | None = None
 
     # --- who asks --------------------------------------------------------------------------------------------------
 
@@ -126,7 +125,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         consumer = self._new_consumer()
         consumer.subscribe([self._topic], listener=self)
         try:
-            self._unsettled_since = time.monotonic()
             await consumer.start()
             self.commits.consumer = consumer
             await self._fetch_until_idle(consumer)
@@ -156,10 +154,8 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         while not self._is_idle():
             if self._assigned is not None:
                 await self._restore(consumer, self._assigned)
-            self._check_progress()
             self._keep_bounds(consumer)
-            batches = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000))
-            for part, records in batches.items():
+            for part, records in (await self._fetch(consumer)).items():
                 window = self.windows.get(part.partition)
                 if window is not None:  # else its window is not there yet, and it is fetched again from its start
                     window.fetched(records)
@@ -179,12 +175,19 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
                     consumer.pause(part)
                     self._paused.add(part)
 
-    def _check_progress(self) -> None:
-        """A rebalance that does not end is a consumer that is stuck: another one takes its place."""
-        since = self._unsettled_since
+    async def _fetch(self, consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, list[ConsumerRecord]]:
+        """The client waits for a rebalance without end: one that does not end is a consumer that is stuck, and another
+        one takes its place.
+        """
         patience = 2 * self._settings.rebalance_timeout_seconds + self._settings.session_timeout_seconds
-        if since is not None and time.monotonic() - since > patience:
+        fetching = asyncio.ensure_future(consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000)))
+        try:
+            finished, _ = await asyncio.wait({fetching}, timeout=patience)
+        finally:
+            fetching.cancel()  # if it has not ended, the consumer is not used any more
+        if not finished:
             raise BrokerUnavailable(self._settings.url, f"group {self._group} has settled on nothing for {patience} s")
+        return fetching.result()  # type: ignore[no-any-return]
 
     async def _leave(self, consumer: AIOKafkaConsumer) -> None:
         self.recalled, self._assigned = True, None
@@ -203,7 +206,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
 
         Which partitions come back is known only later; until then their windows are kept, and nothing happens to them.
         """
-        self._unsettled_since = time.monotonic()
         self.recalled, self._assigned = True, None
         self.changed.set()
         await self._wait_for_handlers()
@@ -220,7 +222,8 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
                 return
             self.settled.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.settled.wait(), min(left, SETTLE_SECONDS))
+                async with asyncio.timeout(min(left, SETTLE_SECONDS)):
+                    await self.settled.wait()
 
     async def _write_all(self) -> None:
         """Write down where everything is, for whoever comes next.
@@ -241,7 +244,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note what is this member's now; the fetching task restores it, because heartbeats wait for this callback."""
         self._assigned = tuple(assigned)
-        self._unsettled_since = None
         self._paused.clear()
 
     async def _restore(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> None:
@@ -254,7 +256,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         for part in assigned:
             window = self.windows.get(part.partition)
             if window is None:
-                window = Window(self._progress_of(part.partition, places[part.partition]), now())
+                window = Window(self._name, self._progress_of(part.partition, places[part.partition]), now())
             with suppress(IllegalStateError):  # it changes hands just now
                 consumer.seek(part, window.position)
                 self.windows[part.partition] = window

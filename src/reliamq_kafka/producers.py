@@ -48,6 +48,9 @@ class Producers:
         except UNREACHABLE as error:
             await producer.stop()
             raise await unreachable(self._settings, error) from error
+        except asyncio.CancelledError:
+            await producer.stop()
+            raise
         self._producer = producer
 
     def new_batch(self) -> BatchBuilder:

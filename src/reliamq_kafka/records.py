@@ -8,23 +8,55 @@ under an escaped name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
 
-from reliamq.spi import Message, cloudevent_attributes, message_from_attributes
+from reliamq.spi import Message, message_from_attributes
 
-__all__ = ["Headers", "headers_of", "message_of"]
+__all__ = ["Headers", "Record", "headers_of", "message_of"]
 
 Headers = list[tuple[str, bytes]]
 ATTRIBUTE, OURS, ESCAPED = "ce_", "reliamq_", "reliamq_header_"
 CONTENT_TYPE = "content-type"
+SPECIFICATION = ("ce_specversion", b"1.0")
+
+
+class Record(Protocol):
+    """What is used of the client's record."""
+
+    @property
+    def offset(self) -> int: ...  # the client's
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    @property
+    def timestamp(self) -> int: ...
 
 
 def headers_of(message: Message) -> Headers:
     """The record's headers."""
-    attributes = cloudevent_attributes(message)
-    content_type = attributes.pop("datacontenttype")
-    headers = [(ATTRIBUTE + name, value.encode()) for name, value in attributes.items()]
-    headers.append((CONTENT_TYPE, content_type.encode()))
-    headers.extend((_escaped(name), value.encode()) for name, value in message.headers.items())
+    # Spelt out, and not made from cloudevent_attributes: every message pays for it.
+    headers = [
+        SPECIFICATION,
+        ("ce_id", message.id.encode()),
+        ("ce_type", message.type.encode()),
+        ("ce_source", message.source.encode()),
+        ("ce_time", message.time.isoformat().encode()),
+        (CONTENT_TYPE, message.content_type.encode()),
+    ]
+    if message.key is not None:
+        with suppress(UnicodeDecodeError):  # a binary key: the record's key carries it, text attributes cannot
+            message.key.decode()
+            headers.append(("ce_partitionkey", message.key))
+    if message.sequence is not None:
+        headers.append(("ce_sequence", str(message.sequence).encode()))
+    if message.only_group is not None:
+        headers.append(("ce_onlygroup", message.only_group.encode()))
+    if message.headers:
+        headers.extend((_escaped(name), value.encode()) for name, value in message.headers.items())
     return headers
 
 

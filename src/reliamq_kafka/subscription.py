@@ -11,25 +11,31 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import TypeGuard
 
 import anyio
 
-from reliamq.spi import Ack, BrokerUnavailable, Delivery, Message, Release, Retry, Settlement
+from reliamq.spi import Ack, BrokerUnavailable, Confirmation, Delivery, Message, Release, Retry, Settlement
 from reliamq_kafka.admin import Admin, open_admin
 from reliamq_kafka.commits import NoLongerMember
+from reliamq_kafka.delays import Delays, Postponement, SharedDelays
 from reliamq_kafka.membership import Membership
-from reliamq_kafka.records import message_of
+from reliamq_kafka.progress import Attempts
+from reliamq_kafka.records import Record, message_of
 from reliamq_kafka.retention import trim_topic
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.window import Entry, Record, Room, Window
+from reliamq_kafka.window import Entry, Room, Window
 
 __all__ = ["KafkaSubscription", "open_subscription"]
 
 logger = logging.getLogger("reliamq.kafka")
 WATCH_SECONDS = 0.2
+LONG = timedelta(seconds=30)
+"""A message that gives way for longer leaves its partition meanwhile."""
+POSTPONE_SECONDS = 10.0
 FIRST_PARTITION = 0
 REMEMBERED = 10_000  # receipts, so that settling twice is not told as too late
 Receipt = tuple[int, int, int]
@@ -39,8 +45,9 @@ Receipt = tuple[int, int, int]
 class KafkaSubscription:
     """A :class:`~reliamq.spi.Subscription`."""
 
-    def __init__(self, membership: Membership, topic: str, group: str, lease: timedelta) -> None:
+    def __init__(self, membership: Membership, delays: Delays, topic: str, group: str, lease: timedelta) -> None:
         self.lease_seconds = lease.total_seconds()
+        self._delays = delays
         self._membership, self._topic, self._group = membership, topic, group
         self._hands = itertools.count(1)
         self._applied: dict[Receipt, Window] = {}  # told to its window, and not committed yet
@@ -65,8 +72,9 @@ class KafkaSubscription:
                         await self._membership.commits.commit()
                     continue
                 self._membership.check()
-                with suppress(TimeoutError):  # cancelled here: nothing was taken
-                    await asyncio.wait_for(self._membership.changed.wait(), min(left, self._next_due()))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, self._next_due())):
+                        await self._membership.changed.wait()  # cancelled here: nothing was taken
         return ()
 
     def _take(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
@@ -143,7 +151,8 @@ class KafkaSubscription:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """End deliveries and commit; see the contract."""
-        late = [one for one in settlements if not self._apply(one)]
+        away = await self._postpone(settlements)
+        late = [one for one in settlements if not self._apply(one, postponed=one in away)]
         applied = [one for one in settlements if _receipt(one.delivery) in self._applied]
         if not applied:
             return late
@@ -159,7 +168,32 @@ class KafkaSubscription:
             self._remember(_receipt(one.delivery))
         return late
 
-    def _apply(self, settlement: Settlement) -> bool:
+    async def _postpone(self, settlements: Sequence[Settlement]) -> Collection[Settlement]:
+        """Send away what gives way for long, so that its partition's offset need not wait for it (C6); what has gone.
+
+        Crashed or cancelled here: it comes twice, from there and from here.
+        """
+        leaving = [one for one in settlements if _is_long(one) and self._held(one.delivery)]
+        if not leaving:
+            return ()
+        try:
+            outcomes = await self._delays.postpone(
+                [self._postponement(one) for one in leaving], deadline=time.monotonic() + POSTPONE_SECONDS
+            )
+        except BrokerUnavailable as error:
+            logger.warning("group '%s': long retries wait in their partitions: %s", self._group, error)
+            return ()
+        return [one for one, outcome in zip(leaving, outcomes, strict=True) if isinstance(outcome, Confirmation)]
+
+    def _postponement(self, retry: Retry) -> Postponement:
+        held = self._held(retry.delivery)
+        if held is None:
+            raise AssertionError("looked at a moment ago, in the same turn of the loop")
+        _, entry = held
+        attempts = Attempts(failures=entry.failures + retry.counts, crashes=entry.crashes)
+        return Postponement(self._topic, self._group, entry.record, attempts, retry.delay)
+
+    def _apply(self, settlement: Settlement, *, postponed: bool) -> bool:
         """Tell its window; False when it came too late."""
         receipt = _receipt(settlement.delivery)
         held = self._held(settlement.delivery)
@@ -171,6 +205,8 @@ class KafkaSubscription:
         window, entry = held
         match settlement:
             case Ack():
+                window.finish(entry)
+            case Retry() if postponed:
                 window.finish(entry)
             case Release():
                 window.release(entry)
@@ -216,6 +252,10 @@ async def trim_for_ever(membership: Membership, admin: Admin, settings: KafkaSet
             logger.info("topic %s: removed %d finished records", topic, sum(removed.values()))
 
 
+def _is_long(settlement: Settlement) -> TypeGuard[Retry]:
+    return isinstance(settlement, Retry) and not settlement.keep_order and settlement.delay > LONG
+
+
 def _receipt(delivery: Delivery) -> Receipt:
     receipt = delivery.receipt
     if not isinstance(receipt, tuple):
@@ -242,12 +282,15 @@ def _message(topic: str, partition: int, record: Record) -> Message:
 
 @asynccontextmanager
 async def open_subscription(
-    settings: KafkaSettings, topic: str, group: str, lease: timedelta
+    settings: KafkaSettings, shared: SharedDelays, topic: str, group: str, lease: timedelta
 ) -> AsyncIterator[KafkaSubscription]:
-    """Be a member while somebody receives; leaving gives back what is held.  Raises BrokerUnavailable."""
-    async with open_admin(settings) as admin:
+    """Be a member while somebody receives; leaving gives back what is held.  Raises BrokerUnavailable.
+
+    shared: where long retries of this process wait.
+    """
+    async with open_admin(settings) as admin, shared.in_use() as delays:
         membership = Membership(admin, settings, topic, group)
-        subscription = KafkaSubscription(membership, topic, group, lease)
+        subscription = KafkaSubscription(membership, delays, topic, group, lease)
         work = (
             subscription.watch(),
             trim_for_ever(membership, admin, settings, topic),

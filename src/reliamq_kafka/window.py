@@ -17,31 +17,17 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from reliamq_kafka.delayed import attempts_of, may_return
 from reliamq_kafka.progress import MAX_MARKS, Attempts, Progress
+from reliamq_kafka.records import Record
 
-__all__ = ["Entry", "Record", "Room", "Times", "Window", "now"]
+__all__ = ["Entry", "Room", "Times", "Window", "now"]
 
 STRIDE = 1_000
 """How far beyond what is handed out the limit is committed, so that few hand-outs wait for a commit."""
 ROOM_RECORDS, ROOM_BYTES = 4_000, 16 * 1024 * 1024
 """Fetched and not handed out: above this nothing more is fetched, until it is half of it (C10)."""
-
-
-class Record(Protocol):
-    """What is used of the client's record."""
-
-    @property
-    def offset(self) -> int: ...  # the client's
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
-    @property
-    def timestamp(self) -> int: ...
 
 
 class Entry:
@@ -139,11 +125,12 @@ def now() -> Times:
 class Window:
     """One partition, from where its group is.
 
-    restored: what was committed.  limit: hand-outs stay below it; whoever commits a higher one raises it.
+    group: whose.  restored: what it committed.  limit: hand-outs stay below it; whoever commits a higher one raises it.
     position: the offset to fetch next.
     """
 
-    def __init__(self, restored: Progress, times: Times) -> None:
+    def __init__(self, group: str, restored: Progress, times: Times) -> None:
+        self._group = group
         self.position = restored.offset
         self.limit = restored.limit
         self._restored, self._restored_at = restored, times
@@ -175,14 +162,14 @@ class Window:
                 continue
             entry = Entry(record)
             self._keep(entry)
-            if offset >= self._restored.limit and offset not in self._restored.attempts:
+            if offset >= self._restored.limit and offset not in self._restored.attempts and not may_return(record):
                 self._ready.append(entry)
             else:
                 self._restore(entry)
 
     def _restore(self, entry: Entry) -> None:
-        """Somebody had it before."""
-        known = self._restored.attempts.get(entry.offset, Attempts())
+        """Somebody had it before, here or before a long wait that it came back from."""
+        known = self._restored.attempts.get(entry.offset) or attempts_of(entry.record.headers, self._group)
         waits = bool(known.due or known.apart)  # then it ended in a retry, and nobody has had it since
         entry.redelivered = entry.offset < self._restored.limit and not waits
         entry.failures, entry.crashes, entry.apart = known.failures, known.crashes + known.begun, known.apart

@@ -108,7 +108,7 @@ class Partition:
         """Another member begins where the committed progress says."""
         offset, text = self.committed
         progress = decode(offset, text) or Progress(offset, offset, offset)
-        self.window = Window(progress, self.times())
+        self.window = Window("g", progress, self.times())
         self.out: dict[int, tuple[Entry, int]] = {}
         self.begun: set[int] = set()
 
