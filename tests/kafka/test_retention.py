@@ -9,6 +9,7 @@ from datetime import timedelta
 import anyio
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Confirmation
 from reliamq_kafka.admin import group_id, open_admin
@@ -22,6 +23,14 @@ from tests.kafka.conftest import PARTITIONS, create_topic, log_of, message
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]
 
 OLD = timedelta(seconds=0.1)
+
+
+def partition_of(key: str) -> int:
+    return int(murmur2(key.encode()) & 0x7FFFFFFF) % PARTITIONS
+
+
+KEYS = [next(key for key in map(str, range(1_000)) if partition_of(key) == number) for number in range(PARTITIONS)]
+"""One for each partition."""
 
 
 async def declare(settings: KafkaSettings, topic: str, *groups: str, retention: timedelta = OLD) -> None:
@@ -42,7 +51,7 @@ async def finish(settings: KafkaSettings, topic: str, group: str, offsets: Seque
 async def publish(settings: KafkaSettings, topic: str, count: int) -> None:
     """So many to each partition."""
     async with open_publisher(settings) as publisher:
-        sent = [message(topic, str(number), None) for number in range(count * PARTITIONS)]
+        sent = [message(topic, str(number), key) for number in range(count) for key in KEYS]
         outcomes = await publisher.send(sent, deadline=time.monotonic() + 20)
     assert {type(one) for one in outcomes} == {Confirmation}
 
