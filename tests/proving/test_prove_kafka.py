@@ -5,11 +5,14 @@ Times are generous: a group notices a killed member after its session (6 s at le
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
-from tests.proving.test_prove import BROKEN, prove
+from tests.proving.test_prove import BROKEN, PROVE, prove
 from tests.servers.kafka import KafkaCluster
 
 pytestmark = [pytest.mark.xdist_group("kafka"), pytest.mark.timeout(300)]
@@ -45,3 +48,24 @@ def test_a_broken_rule_is_caught(whole: KafkaCluster, rule: str, counter: str) -
 
     assert code == 1
     assert counters[counter] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_starts_the_broker_that_was_killed(whole: KafkaCluster, number: int) -> None:
+    arguments = ("--broker", url(whole), "--messages", "100000", "--kill-broker", KILL_BROKER)
+    process = subprocess.Popen(
+        [*PROVE, *arguments, "--kill-broker-every", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while all(broker.running for broker in whole.brokers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+
+    assert all(broker.running for broker in whole.brokers)
+    assert process.returncode == 130
+    assert "kills and 1 of brokers" in said
