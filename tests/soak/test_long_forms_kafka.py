@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kafka"), pytest.mark.ti
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_twenty_thousand_messages_while_everything_is_killed(whole: KafkaCluster, seed: int) -> None:
     code, counters = prove(
-        *("--broker", whole.url, "--messages", "20000", "--seed", str(seed), "--kill-every", "1"),
+        *("--broker", whole.url, "--messages", "20000", "--seed", str(seed), "--kill-every", "2"),
         *("--kill-broker", KILL_BROKER, "--kill-broker-every", "5", "--deadline", "600"),
         timeout=3600,
     )
