@@ -9,8 +9,9 @@ shared move by a third from minute to minute: ratios are taken within a round, a
 Publish: acks=all, idempotent, 256 callers, each awaits its own confirm.  Bare aiokafka writes ready-made bytes: those,
 and the headers, that reliamq writes.  Consume: from the first message handled to the last, so that joining a group is
 no part of it.  Bare aiokafka commits every batch that it got and decodes nothing; reliamq and FastStream decode the
-model and call a handler.  FastStream's default commits before a message is handled; its safe setting commits after each
-one, so it gets fewer of them.
+model and call a handler.  The CPU of this process for a message, with connecting and joining, moves less than rates do
+where others use the machine.  FastStream's default commits before a message is handled; its safe setting commits after
+each one, so it gets fewer of them.
 
 Memory is that of a process which only consumes, at the first tenth and at the end.
 """
@@ -26,7 +27,7 @@ import statistics
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -43,7 +44,7 @@ from reliamq import Reliamq
 from reliamq.settings import Settings
 from reliamq.topics import Topic
 from reliamq_kafka.producers import LARGEST_BATCH
-from reliamq_kafka.records import headers_of
+from reliamq_kafka.records import Headers, headers_of
 
 PARTITIONS = 6
 ROUNDS = 3
@@ -52,8 +53,8 @@ GROUP = "bench"
 BARE_BATCH = 500
 COMMITTED_ONE_BY_ONE = 500
 """Messages for the contestant that commits after each: it would take minutes for more."""
+Record = tuple[bytes, bytes | None, Headers]
 SAFE_TOPIC = {"min.insync.replicas": "2", "unclean.leader.election.enable": "false", "retention.ms": "-1"}
-Rates = dict[str, list[float]]
 
 
 class Clock:
@@ -100,11 +101,15 @@ async def call_side_by_side(messages: int, one: Callable[[int], Awaitable[object
 # --- the bare client --------------------------------------------------------------------------------------------------
 
 
-async def bare_publish(cluster: KafkaCluster, topic: str, messages: int) -> float:
-    """What reliamq writes, without reliamq.  The batch size is reliamq's too: the default of 16 KiB is slower."""
-    writer = Topic(topic, Order, key=lambda order: order.account)
+def ready_records(messages: int) -> list[Record]:
+    """What reliamq writes: body, key, headers."""
+    writer = Topic("ready", Order, key=lambda order: order.account)
     ready = [writer.message(order(number)) for number in range(messages)]
-    records = [(one.body, one.key, headers_of(one)) for one in ready]
+    return [(one.body, one.key, headers_of(one)) for one in ready]
+
+
+async def bare_publish(cluster: KafkaCluster, topic: str, records: Sequence[Record]) -> float:
+    """What reliamq writes, without reliamq.  The batch size is reliamq's too: the default of 16 KiB is slower."""
     producer = AIOKafkaProducer(
         bootstrap_servers=cluster.addresses, acks="all", enable_idempotence=True, max_batch_size=LARGEST_BATCH
     )
@@ -114,7 +119,7 @@ async def bare_publish(cluster: KafkaCluster, topic: str, messages: int) -> floa
             body, key, headers = records[number]
             await producer.send_and_wait(topic, body, key=key, headers=headers)
 
-        return await call_side_by_side(messages, send)
+        return await call_side_by_side(len(records), send)
 
 
 async def bare_consume(cluster: KafkaCluster, topic: str, messages: int) -> float:
@@ -225,27 +230,44 @@ async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> Non
         await asyncio.sleep(0.1)
 
 
-async def run_round(cluster: KafkaCluster, messages: int, published: Rates, consumed: Rates) -> None:
-    """Everybody once; the rates are added."""
+class Rates:
+    """What each contestant reached, round by round: messages a second, and this process's CPU for one of them."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._rates: dict[str, list[float]] = defaultdict(list)
+        self._cpu: dict[str, list[float]] = defaultdict(list)
+
+    async def take(self, name: str, messages: int, turn: Awaitable[float]) -> None:
+        """It is this contestant's turn."""
+        before = time.process_time()
+        self._rates[name].append(await turn)
+        self._cpu[name].append((time.process_time() - before) / messages * 1e6)
+
+    def show(self) -> None:
+        """A line for each: its rate, its CPU, and reliamq's rate as a multiple of it."""
+        for name, rates in self._rates.items():
+            cpu = statistics.median(self._cpu[name])
+            line = f"{self._what:8} {name:16} {statistics.median(rates):>9,.0f}/s {cpu:>7,.0f} µs"
+            if name != "reliamq":
+                ratios = [ours / theirs for ours, theirs in zip(self._rates["reliamq"], rates, strict=True)]
+                line += f"   reliamq/{name} {statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(line)
+
+
+async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates) -> None:
+    """Everybody once."""
+    records = ready_records(messages)
     few = min(messages, COMMITTED_ONE_BY_ONE)
+    early, late = AckPolicy.ACK_FIRST, AckPolicy.NACK_ON_ERROR
     async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, ours, theirs):
-        published["bare"].append(await bare_publish(cluster, bare, messages))
-        published["reliamq"].append(await reliamq_publish(cluster, ours, messages))
-        published["FastStream"].append(await faststream_publish(cluster, theirs, messages))
-        consumed["bare"].append(await bare_consume(cluster, bare, messages))
-        consumed["reliamq"].append(await reliamq_consume(cluster, ours, messages))
-        consumed["FastStream"].append(await faststream_consume(cluster, theirs, messages, AckPolicy.ACK_FIRST))
-        consumed["FastStream safe"].append(await faststream_consume(cluster, theirs, few, AckPolicy.NACK_ON_ERROR))
-
-
-def print_rates(what: str, rates: Rates) -> None:
-    """A line for each contestant: its rate, and reliamq's as a multiple of it."""
-    for name, each in rates.items():
-        line = f"{what:8} {name:16} {statistics.median(each):>9,.0f}/s"
-        if name != "reliamq":
-            ratios = [ours / theirs for ours, theirs in zip(rates["reliamq"], each, strict=True)]
-            line += f"   reliamq/{name} {statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(line)
+        await publish.take("bare", messages, bare_publish(cluster, bare, records))
+        await publish.take("reliamq", messages, reliamq_publish(cluster, ours, messages))
+        await publish.take("FastStream", messages, faststream_publish(cluster, theirs, messages))
+        await consume.take("bare", messages, bare_consume(cluster, bare, messages))
+        await consume.take("reliamq", messages, reliamq_consume(cluster, ours, messages))
+        await consume.take("FastStream", messages, faststream_consume(cluster, theirs, messages, early))
+        await consume.take("FastStream safe", few, faststream_consume(cluster, theirs, few, late))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -283,12 +305,11 @@ async def measure_memory(cluster: KafkaCluster, messages: int) -> None:
 
 async def main(cluster: KafkaCluster, messages: int, backlog: int) -> None:
     """Compare, then measure memory."""
-    published: Rates = defaultdict(list)
-    consumed: Rates = defaultdict(list)
+    publish, consume = Rates("publish"), Rates("consume")
     for _ in range(ROUNDS):
-        await run_round(cluster, messages, published, consumed)
-    print_rates("publish", published)
-    print_rates("consume", consumed)
+        await run_round(cluster, messages, publish, consume)
+    publish.show()
+    consume.show()
     await measure_memory(cluster, backlog)
 
 

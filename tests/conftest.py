@@ -42,4 +42,11 @@ def kafka(kafka_servers: KafkaCluster, request: pytest.FixtureRequest) -> KafkaC
     return kafka_servers
 
 
+@pytest.fixture
+def whole(kafka: KafkaCluster) -> Iterator[KafkaCluster]:
+    """The cluster, made whole again afterwards."""
+    yield kafka
+    kafka.start()
+
+
 pytest_plugins = ["reliamq.testing.plugin"]

@@ -55,6 +55,7 @@ class _Audit:
         self._commands = Commands(settings)
         self._findings: list[Finding] = []
         self._largest_batch = 0
+        self._holders: set[int] = set()  # the numbers of brokers that have replicas, there or not
         self._patient_until = time.monotonic() + PATIENCE_SECONDS
 
     async def everything(self, topics: Sequence[TopicSpec]) -> list[Finding]:
@@ -65,8 +66,10 @@ class _Audit:
             await self._topic(spec, brokers, groups)
         for name in (GROUPS_TOPIC, DEAD_LETTERS_TOPIC):
             await self._own_topic(name, brokers, durability)
-        self._findings += audit_cluster.cluster_findings(f"cluster {self._settings.url}", brokers, durability)
         exist = {name: await self._own_topic(name, brokers, durability) for name in audit_cluster.OWN_TOPICS}
+        away = self._holders - {broker.number for broker in brokers}
+        subject = f"cluster {self._settings.url}"
+        self._findings += audit_cluster.cluster_findings(subject, brokers, durability, away=away)
         await self._brokers(brokers, durability, audit_cluster.setting_rules(self._largest_batch, exist))
         self._findings += audit_cluster.client_findings(self._settings)
         return self._findings
@@ -125,9 +128,13 @@ class _Audit:
         """None when there is no such topic; one that was just made is not known to every broker yet."""
         while True:
             partitions = await self._admin.partitions(topic)
+            self._note_holders(partitions)
             if partitions is not None or time.monotonic() > self._patient_until:
                 return partitions
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _note_holders(self, partitions: Sequence[Partition] | None) -> None:
+        self._holders.update(number for part in partitions or () for number in part.replicas)
 
     async def _groups(
         self, spec: TopicSpec, partitions: Sequence[Partition], values: Mapping[str, str | None], groups: set[str]
@@ -203,6 +210,7 @@ class _Audit:
         partitions = await self._seen(
             self._admin.partitions(name), f"topic {name}", "partitions", ("Describe", resource)
         )
+        self._note_holders(partitions)
         if partitions is not None:
             self._findings += audit_topic.partition_findings(
                 name, partitions, brokers, LEAST_IN_SYNC, durability, self._commands

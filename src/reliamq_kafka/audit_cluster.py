@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from reliamq.spi import Durability, Finding, Severity
 from reliamq_kafka.admin import Broker
@@ -96,13 +96,20 @@ def _replication_rule(setting: str, exists: bool) -> Rule:
     return Rule(setting, at_least(REPLICAS), f"at least {REPLICAS}", severity, why, f"{setting}={REPLICAS}")
 
 
-def cluster_findings(subject: str, brokers: Sequence[Broker], durability: Durability) -> Iterator[Finding]:
-    """How many brokers there are, and whether they say where they are."""
-    if len(brokers) < REPLICAS:
+def cluster_findings(
+    subject: str, brokers: Sequence[Broker], durability: Durability, *, away: Collection[int] = ()
+) -> Iterator[Finding]:
+    """How many brokers there are, and whether they say where they are.
+
+    away: brokers that have replicas and are not there.  They count: that a copy lacks now is said of its topic, and a
+    cluster that has lost one of three must not keep an application from starting, which would stop what still runs.
+    """
+    count = len(brokers) + len(away)
+    if count < REPLICAS:
         why = "With fewer, either the only copy of a message can be lost, or one broker away stops publishing."
         fix = "Add brokers, or require only 'development' where messages may be lost."
         severity = weighed(Severity.LOSES, durability)
-        yield Finding(severity, subject, "brokers", str(len(brokers)), f"at least {REPLICAS}", why, fix)
+        yield Finding(severity, subject, "brokers", str(count), f"at least {REPLICAS}", why, fix)
     nowhere = [str(broker.number) for broker in brokers if broker.rack is None]
     if nowhere and len(brokers) > 1:
         # No proof of harm, as all on one rack is: without racks nobody can tell, Kafka least of all.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import NewTopic
-from aiokafka.errors import InvalidReplicationFactorError
+from aiokafka.errors import InvalidReplicationFactorError, KafkaTimeoutError
 
 from reliamq.spi import BrokerUnavailable, Confirmation, Outcome
 from reliamq_kafka.admin import Admin
@@ -99,8 +99,7 @@ class Table:
             part = TopicPartition(self.name, 0)
             consumer.assign([part])
             async with bounded(self._settings, f"reading {self.name}"):
-                beginning = (await consumer.beginning_offsets([part]))[part]
-                end = (await consumer.end_offsets([part]))[part]
+                beginning, end = await _bounds(consumer, part)
             consumer.seek(part, beginning)
             position = beginning
             while position < end:
@@ -122,6 +121,17 @@ class Table:
             if record.offset < end and record.key is not None:
                 take(Row(record.key, record.value, list(record.headers), record.offset))
         return position
+
+
+async def _bounds(consumer: AIOKafkaConsumer, part: TopicPartition) -> tuple[int, int]:
+    """Where the log begins and ends.  Asked again for as long as the caller waits: a leader that died is followed after
+    some nine seconds, and the client gives up a little later.
+    """
+    while True:
+        try:
+            return (await consumer.beginning_offsets([part]))[part], (await consumer.end_offsets([part]))[part]
+        except KafkaTimeoutError:
+            continue
 
 
 class TableWriter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,13 +18,6 @@ from reliamq_kafka.settings import KafkaSettings, read_settings
 from tests.servers.kafka import KafkaCluster
 
 PARTITIONS = 3
-
-
-@pytest.fixture
-def whole(kafka: KafkaCluster) -> Iterator[KafkaCluster]:
-    """The cluster, made whole again afterwards."""
-    yield kafka
-    kafka.start()
 
 
 @pytest.fixture

@@ -428,6 +428,11 @@ def test_asking_a_node_alone_for_replicas_is_refused() -> None:
     assert finding.severity is RISKS
 
 
+def test_a_broker_that_is_away_keeps_nobody_from_starting() -> None:
+    """Its topics say that a copy lacks; the cluster is as large as it was."""
+    assert list(audit_cluster.cluster_findings("c", THREE[:2], Durability.REPLICATED, away={3})) == []
+
+
 @pytest.mark.parametrize(
     ("change", "severity", "fix"),
     [

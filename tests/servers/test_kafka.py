@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -17,13 +17,6 @@ from tests.servers.kafka import PASSWORD, USER, KafkaCluster
 from tests.servers.proxy import Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]
-
-
-@pytest.fixture
-def whole(kafka: KafkaCluster) -> Iterator[KafkaCluster]:
-    """The cluster, made whole again afterwards."""
-    yield kafka
-    kafka.start()
 
 
 async def brokers(cluster: KafkaCluster) -> dict[int, str]:
