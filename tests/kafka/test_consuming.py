@@ -21,9 +21,11 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from reliamq import Reliamq
+from reliamq import Delivery, Reliamq, RetryAfter
 from reliamq.database import open_engine
 from reliamq.settings import Settings, WorkerSettings
+from reliamq_kafka.admin import group_id, open_admin
+from reliamq_kafka.settings import read_settings
 from tests.servers.kafka import KafkaCluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(180)]
@@ -130,6 +132,35 @@ async def stop_cleanly(kafka: KafkaCluster, folder: Path, topic: str, stops: int
             await eventually(lambda: len(runs) == stops * per_stop)
 
     assert set(runs.values()) == {1}
+
+
+async def test_what_gives_way_for_long_leaves_its_partition_and_comes_back_with_its_attempts(
+    kafka: KafkaCluster, tmp_path: Path, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4 C6"""
+    monkeypatch.setattr("reliamq_kafka.subscription.LONG", timedelta(seconds=0.5))
+    app = make_app(kafka, tmp_path, topic, partitions=1)
+    orders = app.topic(topic, Order, key=lambda order: order.account)
+    attempts: list[tuple[int, int]] = []
+    waits = 6.0
+
+    @app.handler(orders, group="g", effects="repeatable")
+    async def handle(order: Order, delivery: Delivery) -> None:
+        attempts.append((order.number, delivery.attempt))
+        if order.number == 0 and delivery.attempt <= 2:
+            raise RetryAfter(timedelta(seconds=waits), reason="not yet", keep_order=False)
+
+    async with app, working(app), open_admin(read_settings(kafka.url, {})) as admin:
+        began = time.monotonic()
+        await publish(app, topic, range(3), accounts=1)
+        await eventually(lambda: len(attempts) == 3)
+        while (await admin.committed(group_id(topic, "g"), topic, [0]))[0] < 3:
+            assert len(attempts) == 3, "its partition waited for it"
+            await anyio.sleep(0.05)
+        await eventually(lambda: len(attempts) == 5)
+        assert time.monotonic() - began >= 2 * waits
+
+    assert attempts == [(0, 1), (1, 1), (2, 1), (0, 2), (0, 3)]
 
 
 # --- several members ----------------------------------------------------------------------------------------------
