@@ -80,12 +80,12 @@ def original(headers: Sequence[tuple[str, bytes]]) -> Headers:
 
 def returning(headers: Sequence[tuple[str, bytes]], delayed: Delayed) -> Headers:
     """The headers with which it comes back to its topic: as they were, for its group alone, with its attempts."""
-    texts = _texts(delayed.group, delayed.failures, delayed.crashes)
+    address = ONLY_GROUP, delayed.group.encode()
     own = original(headers)
-    if (ONLY_GROUP, delayed.group.encode()) not in own:
-        own = [(name, data) for name, data in own if name != ONLY_GROUP]
-        texts[ONLY_GROUP] = delayed.group
-    return own + [(name, text.encode()) for name, text in texts.items()]
+    if address not in own:
+        own = [*((name, data) for name, data in own if name != ONLY_GROUP), address]
+    texts = _texts(delayed.group, delayed.failures, delayed.crashes)
+    return own + [(name, text.encode()) for name, text in texts.items()]  # last, where may_return looks
 
 
 def group_of(headers: Sequence[tuple[str, bytes]]) -> str | None:
