@@ -52,10 +52,13 @@ class KafkaPublisher:
         outcomes: list[Outcome | None] = [None] * len(batch)
         places: list[tuple[int, Sending, PartitionQueue]] = []
         added: dict[PartitionQueue, list[Sending]] = {}
+        facts, topic = None, ""
         for index, message in enumerate(batch):
             known = self._doubtful.get((message.topic, message.id)) if self._doubtful else None
             if known is None:
-                facts = await self._topics.of(message.topic, group=message.only_group, since=began, deadline=deadline)
+                if facts is None or message.topic != topic or message.only_group is not None:
+                    topic = message.topic
+                    facts = await self._topics.of(topic, group=message.only_group, since=began, deadline=deadline)
                 rejection = _refusal(message, facts)
                 if rejection is not None or facts is None:
                     outcomes[index] = rejection or _unroutable(message, "is not there")

@@ -7,8 +7,9 @@ under an escaped name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Protocol
 
 from reliamq.spi import Message, message_from_attributes
@@ -19,6 +20,12 @@ Headers = list[tuple[str, bytes]]
 ATTRIBUTE, OURS, ESCAPED = "ce_", "reliamq_", "reliamq_header_"
 CONTENT_TYPE = "content-type"
 SPECIFICATION = ("ce_specversion", b"1.0")
+ATTRIBUTE_OF = {
+    CONTENT_TYPE: "datacontenttype",
+    **{ATTRIBUTE + name: name for name in ("id", "type", "source", "time", "sequence", "onlygroup")},
+}
+"""What is read, by the name of its header; the key is the record's own."""
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Record(Protocol):
@@ -67,14 +74,12 @@ def _escaped(name: str) -> str:
 def message_of(topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Message:
     """Read a record back.  Raises KeyError and ValueError as ``message_from_attributes`` does."""
     attributes: dict[str, str] = {}
-    own: dict[str, str] = {}
+    own: dict[str, str] | None = None
     for name, data in headers:
-        if name.startswith(ATTRIBUTE):
-            attributes[name.removeprefix(ATTRIBUTE)] = data.decode()
-        elif name == CONTENT_TYPE:
-            attributes["datacontenttype"] = data.decode()
-        elif name.startswith(ESCAPED):
+        attribute = ATTRIBUTE_OF.get(name)
+        if attribute is not None:
+            attributes[attribute] = data.decode()
+        elif not name.startswith((ATTRIBUTE, OURS)) or name.startswith(ESCAPED):
+            own = {} if own is None else own
             own[name.removeprefix(ESCAPED)] = data.decode()
-        elif not name.startswith(OURS):
-            own[name] = data.decode()
-    return message_from_attributes(topic, value or b"", key, attributes, own)
+    return message_from_attributes(topic, value or b"", key, attributes, NO_HEADERS if own is None else own)

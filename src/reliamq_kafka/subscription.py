@@ -152,20 +152,28 @@ class KafkaSubscription:
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """End deliveries and commit; see the contract."""
         away = await self._postpone(settlements)
-        late = [one for one in settlements if not self._apply(one, postponed=one in away)]
-        applied = [one for one in settlements if _receipt(one.delivery) in self._applied]
+        receipts = [_receipt(one.delivery) for one in settlements]
+        late = [
+            one
+            for receipt, one in zip(receipts, settlements, strict=True)
+            if not self._apply(receipt, one, postponed=one in away)
+        ]
+        applied = [
+            (receipt, one) for receipt, one in zip(receipts, settlements, strict=True) if receipt in self._applied
+        ]
         if not applied:
             return late
         try:
             # Cancelled or refused here: those that are applied are known, and committed when they are settled again.
             await self._membership.commits.commit()
         except NoLongerMember:
-            for one in applied:
-                self._applied.pop(_receipt(one.delivery), None)
-            return [*late, *applied]
-        for one in applied:
-            self._applied.pop(_receipt(one.delivery), None)
-            self._remember(_receipt(one.delivery))
+            for receipt, one in applied:
+                self._applied.pop(receipt, None)
+                late.append(one)
+            return late
+        for receipt, _ in applied:
+            self._applied.pop(receipt, None)
+            self._remember(receipt)
         return late
 
     async def _postpone(self, settlements: Sequence[Settlement]) -> Collection[Settlement]:
@@ -193,16 +201,16 @@ class KafkaSubscription:
         attempts = Attempts(failures=entry.failures + retry.counts, crashes=entry.crashes)
         return Postponement(self._topic, self._group, entry.record, attempts, retry.delay)
 
-    def _apply(self, settlement: Settlement, *, postponed: bool) -> bool:
+    def _apply(self, receipt: Receipt, settlement: Settlement, *, postponed: bool) -> bool:
         """Tell its window; False when it came too late."""
-        receipt = _receipt(settlement.delivery)
-        held = self._held(settlement.delivery)
-        if held is None:
+        partition, offset, hand = receipt
+        window = self._membership.windows.get(partition)
+        entry = window.held(offset, hand) if window is not None else None
+        if window is None or entry is None:
             before = self._applied.get(receipt)
             if before is not None and self._membership.windows.get(receipt[0]) is not before:
                 del self._applied[receipt]
             return receipt in self._applied or receipt in self._settled or receipt in self._settled_before
-        window, entry = held
         match settlement:
             case Ack():
                 window.finish(entry)

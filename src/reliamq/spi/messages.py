@@ -128,5 +128,5 @@ def message_from_attributes(
         content_type=attributes.get("datacontenttype", "application/octet-stream"),
         sequence=None if sequence is None else int(sequence),
         only_group=attributes.get("onlygroup"),
-        headers=MappingProxyType(dict(headers)),
+        headers=MappingProxyType(dict(headers)) if headers else NO_HEADERS,
     )
