@@ -43,8 +43,8 @@ from benchmarks.embedded import CALLERS, Order, order, publish as publish_by_rel
 from reliamq import Reliamq
 from reliamq.settings import Settings
 from reliamq.topics import Topic
-from reliamq_kafka.producers import LARGEST_BATCH
-from reliamq_kafka.records import Headers, headers_of
+from reliamq_kafka.wire.producers import LARGEST_BATCH
+from reliamq_kafka.wire.records import Headers, headers_of
 
 PARTITIONS = 6
 ROUNDS = 3

@@ -15,12 +15,12 @@ from reliamq.spi import (
     Storage,
     Subscription,
 )
-from reliamq_kafka.dead_letters import open_dead_letters
-from reliamq_kafka.delays import SharedDelays
+from reliamq_kafka.catalog.dead_letters import open_dead_letters
+from reliamq_kafka.consuming.subscription import open_subscription
+from reliamq_kafka.delays.delays import SharedDelays
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import read_settings
-from reliamq_kafka.storage import open_storage
-from reliamq_kafka.subscription import open_subscription
+from reliamq_kafka.storage.storage import open_storage
 
 __all__ = ["CAPABILITIES", "KafkaBackend"]
 

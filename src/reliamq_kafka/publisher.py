@@ -15,13 +15,13 @@ from contextlib import asynccontextmanager
 from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Message, Outcome, Rejection, RejectionReason
-from reliamq_kafka.admin import open_admin
-from reliamq_kafka.groups import Groups
-from reliamq_kafka.partition_queue import PartitionQueue, Sending, Wire, concluded
-from reliamq_kafka.producers import CLOSE_SECONDS, LARGEST_BATCH, open_producers
-from reliamq_kafka.records import headers_of
+from reliamq_kafka.catalog.groups import Groups
+from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.topics import KnownTopics, TopicFacts
+from reliamq_kafka.wire.admin import open_admin
+from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, Wire, concluded
+from reliamq_kafka.wire.producers import CLOSE_SECONDS, LARGEST_BATCH, open_producers
+from reliamq_kafka.wire.records import headers_of
 
 __all__ = ["KafkaPublisher", "open_publisher"]
 

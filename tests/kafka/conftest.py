@@ -11,10 +11,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
 
 from reliamq.spi import Message
-from reliamq_kafka.admin import group_id, open_admin
-from reliamq_kafka.consumers import open_consumer
-from reliamq_kafka.groups import DeclaredGroup, Groups
+from reliamq_kafka.catalog.groups import DeclaredGroup, Groups
 from reliamq_kafka.settings import KafkaSettings, read_settings
+from reliamq_kafka.wire.admin import group_id, open_admin
+from reliamq_kafka.wire.consumers import open_consumer
 from tests.servers.kafka import KafkaCluster
 
 PARTITIONS = 3

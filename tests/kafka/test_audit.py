@@ -22,13 +22,13 @@ from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.metadata import MetadataRequest
 
 from reliamq.spi import BrokerUnavailable, Durability, Finding, GroupSpec, Severity, TopicSpec
-from reliamq_kafka import audit_cluster, audit_topic
-from reliamq_kafka.admin import Admin, Broker, Partition, group_id, open_admin
-from reliamq_kafka.audit import audit
-from reliamq_kafka.commands import Commands
-from reliamq_kafka.groups import DeclaredGroup, Groups
-from reliamq_kafka.log_reader import open_log_reader
+from reliamq_kafka.audit import cluster, topic as topics
+from reliamq_kafka.audit.audit import audit
+from reliamq_kafka.audit.commands import Commands
+from reliamq_kafka.catalog.groups import DeclaredGroup, Groups
 from reliamq_kafka.settings import KafkaSettings, read_settings
+from reliamq_kafka.wire.admin import Admin, Broker, Partition, group_id, open_admin
+from reliamq_kafka.wire.log_reader import open_log_reader
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]
 
@@ -339,7 +339,7 @@ async def test_a_broker_that_is_silent_is_unseen_and_the_others_are_judged(
     admin: Admin, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S2"""
-    monkeypatch.setattr("reliamq_kafka.admin.ATTEMPTS_SECONDS", 0.5)
+    monkeypatch.setattr("reliamq_kafka.wire.admin.ATTEMPTS_SECONDS", 0.5)
     admin._client = Silent(admin._client, "2")
     (finding,) = await audit(admin, settings, [])
     assert (finding.severity, finding.subject, finding.found) == (UNSEEN, "broker 2", "no answer")
@@ -354,8 +354,8 @@ async def test_where_nobody_answers_there_is_no_verdict(admin: Admin) -> None:
 
 async def test_settings_that_a_broker_keeps_to_itself_are_unseen(admin: Admin, commands: Commands) -> None:
     values = {1: {**await admin.broker_settings(1), "offsets.retention.minutes": None, "controller.quorum.voters": ""}}
-    rules = audit_cluster.setting_rules(1_000_000, {})
-    found = list(audit_cluster.setting_findings(values, rules, Durability.REPLICATED, commands))
+    rules = cluster.setting_rules(1_000_000, {})
+    found = list(cluster.setting_findings(values, rules, Durability.REPLICATED, commands))
     assert [one.severity for one in found] == [UNSEEN, UNSEEN]
     assert "kafka-metadata-quorum.sh" in found[0].fix
     assert "offsets.retention.minutes" in found[1].found
@@ -370,7 +370,7 @@ WHOLE = Partition(0, 1, (1, 2, 3), (1, 2, 3))
 def of_partitions(
     commands: Commands, partitions: Sequence[Partition], brokers: Sequence[Broker] = THREE, least: int = 2
 ) -> list[tuple[Severity, str, str]]:
-    found = audit_topic.partition_findings("t", partitions, brokers, least, Durability.REPLICATED, commands)
+    found = topics.partition_findings("t", partitions, brokers, least, Durability.REPLICATED, commands)
     return [(one.severity, one.setting, one.found) for one in found]
 
 
@@ -387,7 +387,7 @@ def test_replicas_on_one_rack_lose_and_on_two_are_a_risk(commands: Commands) -> 
 
 def test_the_plan_for_other_racks_uses_those_that_there_are(commands: Commands) -> None:
     brokers = [*(replace(broker, rack="r1") for broker in THREE), Broker(4, "d:1", "r2"), Broker(5, "e:1", "r3")]
-    (finding,) = audit_topic.partition_findings("t", [WHOLE], brokers, 2, Durability.REPLICATED, commands)
+    (finding,) = topics.partition_findings("t", [WHOLE], brokers, 2, Durability.REPLICATED, commands)
     plan = json.loads(finding.fix[finding.fix.index("{") :])["partitions"][0]
     assert plan["replicas"] == [1, 4, 5]
 
@@ -395,9 +395,9 @@ def test_the_plan_for_other_racks_uses_those_that_there_are(commands: Commands) 
 def test_unknown_racks_are_said_once_for_the_cluster_and_not_guessed(commands: Commands) -> None:
     nowhere = [replace(broker, rack=None) for broker in THREE]
     assert of_partitions(commands, [WHOLE], nowhere) == []
-    (finding,) = audit_cluster.cluster_findings("c", nowhere, Durability.REPLICATED)
+    (finding,) = cluster.cluster_findings("c", nowhere, Durability.REPLICATED)
     assert (finding.severity, finding.setting, finding.found) == (RISKS, "broker.rack", "not configured")
-    (finding,) = audit_cluster.cluster_findings("c", [*nowhere[:1], *THREE[1:]], Durability.REPLICATED)
+    (finding,) = cluster.cluster_findings("c", [*nowhere[:1], *THREE[1:]], Durability.REPLICATED)
     assert finding.found == "not configured on broker 1"
 
 
@@ -422,15 +422,15 @@ async def test_the_brokers_are_seen_with_their_racks(admin: Admin) -> None:
 
 
 def test_asking_a_node_alone_for_replicas_is_refused() -> None:
-    (finding,) = audit_cluster.cluster_findings("c", THREE[:1], Durability.REPLICATED)
+    (finding,) = cluster.cluster_findings("c", THREE[:1], Durability.REPLICATED)
     assert (finding.severity, finding.setting, finding.found) == (LOSES, "brokers", "1")
-    (finding,) = audit_cluster.cluster_findings("c", THREE[:1], DEVELOPMENT)
+    (finding,) = cluster.cluster_findings("c", THREE[:1], DEVELOPMENT)
     assert finding.severity is RISKS
 
 
 def test_a_broker_that_is_away_keeps_nobody_from_starting() -> None:
     """Its topics say that a copy lacks; the cluster is as large as it was."""
-    assert list(audit_cluster.cluster_findings("c", THREE[:2], Durability.REPLICATED, away={3})) == []
+    assert list(cluster.cluster_findings("c", THREE[:2], Durability.REPLICATED, away={3})) == []
 
 
 @pytest.mark.parametrize(
@@ -451,27 +451,27 @@ async def test_an_unsafe_broker_is_named(
     admin: Admin, commands: Commands, change: dict[str, str], severity: Severity, fix: str
 ) -> None:
     real = {number: await admin.broker_settings(number) for number in (1, 2)}
-    rules = audit_cluster.setting_rules(1_100_000, {audit_cluster.OFFSETS_TOPIC: False})
-    assert list(audit_cluster.setting_findings(real, rules, Durability.REPLICATED, commands)) == []
+    rules = cluster.setting_rules(1_100_000, {cluster.OFFSETS_TOPIC: False})
+    assert list(cluster.setting_findings(real, rules, Durability.REPLICATED, commands)) == []
 
     changed = {**real, 2: {**real[2], **change}}
-    (finding,) = audit_cluster.setting_findings(changed, rules, Durability.REPLICATED, commands)
+    (finding,) = cluster.setting_findings(changed, rules, Durability.REPLICATED, commands)
     assert (finding.severity, finding.setting) == (severity, next(iter(change)))
     assert finding.subject in ("broker 2", "cluster's controllers")
     assert fix in finding.fix
 
 
 def test_a_setting_by_which_a_topic_was_made_long_ago_is_a_note(commands: Commands) -> None:
-    rules = audit_cluster.setting_rules(0, {audit_cluster.OFFSETS_TOPIC: True})[-1:]
+    rules = cluster.setting_rules(0, {cluster.OFFSETS_TOPIC: True})[-1:]
     values = {1: {"offsets.topic.replication.factor": "1", "controller.quorum.voters": "1,2,3"}}
-    (finding,) = audit_cluster.setting_findings(values, rules, Durability.REPLICATED, commands)
+    (finding,) = cluster.setting_findings(values, rules, Durability.REPLICATED, commands)
     assert finding.severity is NOTE
 
 
 def test_this_client_is_judged_by_what_it_uses(settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(audit_cluster.client_findings(settings)) == []
-    monkeypatch.setattr(audit_cluster, "SAFE_SENDING", {"acks": 1, "enable_idempotence": True})
-    (finding,) = audit_cluster.client_findings(settings)
+    assert list(cluster.client_findings(settings)) == []
+    monkeypatch.setattr(cluster, "SAFE_SENDING", {"acks": 1, "enable_idempotence": True})
+    (finding,) = cluster.client_findings(settings)
     assert (finding.severity, finding.setting, finding.found) == (LOSES, "acks", "1")
 
 

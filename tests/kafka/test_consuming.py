@@ -24,8 +24,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from reliamq import Delivery, Reliamq, RetryAfter
 from reliamq.database import open_engine
 from reliamq.settings import Settings, WorkerSettings
-from reliamq_kafka.admin import group_id, open_admin
 from reliamq_kafka.settings import read_settings
+from reliamq_kafka.wire.admin import group_id, open_admin
 from tests.servers.kafka import KafkaCluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(180)]
@@ -138,7 +138,7 @@ async def test_what_gives_way_for_long_leaves_its_partition_and_comes_back_with_
     kafka: KafkaCluster, tmp_path: Path, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C4 C6"""
-    monkeypatch.setattr("reliamq_kafka.subscription.LONG", timedelta(seconds=0.5))
+    monkeypatch.setattr("reliamq_kafka.consuming.subscription.LONG", timedelta(seconds=0.5))
     app = make_app(kafka, tmp_path, topic, partitions=1)
     orders = app.topic(topic, Order, key=lambda order: order.account)
     attempts: list[tuple[int, int]] = []

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from reliamq.spi import BrokerUnavailable, Confirmation, DeadLetterRecord, Message, Rejection, RejectionReason
-from reliamq_kafka.admin import open_admin
-from reliamq_kafka.dead_letters import DEAD_LETTERS_TOPIC, LONGEST_TEXT, KafkaDeadLetters, open_dead_letters
+from reliamq_kafka.catalog.dead_letters import DEAD_LETTERS_TOPIC, LONGEST_TEXT, KafkaDeadLetters, open_dead_letters
 from reliamq_kafka.settings import KafkaSettings, read_settings
+from reliamq_kafka.wire.admin import open_admin
 from tests.kafka.conftest import message
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]

@@ -20,14 +20,14 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.partitioner import murmur2
 
 from reliamq.spi import BrokerUnavailable, Confirmation
-from reliamq_kafka.admin import open_admin
-from reliamq_kafka.consumers import open_consumer
-from reliamq_kafka.delayed import PARTITIONS as WAITS, attempts_of
-from reliamq_kafka.delays import Delays, Postponement, SharedDelays, create_delays, open_delays
-from reliamq_kafka.mover import Levels, levels
-from reliamq_kafka.progress import Attempts
-from reliamq_kafka.records import headers_of, message_of
+from reliamq_kafka.delays.delayed import PARTITIONS as WAITS, attempts_of
+from reliamq_kafka.delays.delays import Delays, Postponement, SharedDelays, create_delays, open_delays
+from reliamq_kafka.delays.mover import Levels, levels
 from reliamq_kafka.settings import KafkaSettings, read_settings
+from reliamq_kafka.wire.admin import open_admin
+from reliamq_kafka.wire.consumers import open_consumer
+from reliamq_kafka.wire.progress import Attempts
+from reliamq_kafka.wire.records import headers_of, message_of
 from tests.kafka.conftest import PARTITIONS, create_topic, log_of, message
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]

@@ -9,8 +9,8 @@ import pytest
 
 from reliamq.spi import Confirmation, InDoubt, Message, Rejection, RejectionReason
 from reliamq_kafka.publisher import open_publisher
-from reliamq_kafka.records import message_of
 from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.wire.records import message_of
 from tests.kafka.conftest import create_topic, log_of, message
 from tests.servers.kafka import KafkaCluster
 

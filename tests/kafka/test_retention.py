@@ -12,12 +12,12 @@ from aiokafka import TopicPartition
 from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Confirmation
-from reliamq_kafka.admin import group_id, open_admin
-from reliamq_kafka.consumers import open_consumer
-from reliamq_kafka.groups import DeclaredGroup, Groups
+from reliamq_kafka.catalog.groups import DeclaredGroup, Groups
 from reliamq_kafka.publisher import open_publisher
-from reliamq_kafka.retention import trim_topic
 from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.storage.retention import trim_topic
+from reliamq_kafka.wire.admin import group_id, open_admin
+from reliamq_kafka.wire.consumers import open_consumer
 from tests.kafka.conftest import PARTITIONS, create_topic, log_of, message
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]

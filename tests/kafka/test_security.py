@@ -12,9 +12,9 @@ import pytest
 import trustme
 
 from reliamq.spi import BrokerUnavailable, ConfigurationError, Confirmation, ReliamqError
-from reliamq_kafka.admin import open_admin
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings, read_settings
+from reliamq_kafka.wire.admin import open_admin
 from tests.kafka.conftest import message
 from tests.servers.kafka import PASSWORD, USER, KafkaCluster
 

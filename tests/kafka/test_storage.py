@@ -15,12 +15,12 @@ from aiokafka.admin import NewTopic
 from aiokafka.protocol.commit import OffsetFetchResponse_v3
 
 from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Finding, GroupSpec, Rejection, Severity, TopicSpec
-from reliamq_kafka.admin import Admin, group_id, open_admin
-from reliamq_kafka.groups import GROUPS_TOPIC, DeclaredGroup, Groups
+from reliamq_kafka.catalog.groups import GROUPS_TOPIC, DeclaredGroup, Groups
+from reliamq_kafka.catalog.topics import OVERHEAD_BYTES
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings, read_settings
-from reliamq_kafka.storage import open_storage
-from reliamq_kafka.topics import OVERHEAD_BYTES
+from reliamq_kafka.storage.storage import open_storage
+from reliamq_kafka.wire.admin import Admin, group_id, open_admin
 from tests.kafka.conftest import PARTITIONS, log_of, message
 from tests.servers.kafka import KafkaCluster
 

@@ -7,8 +7,17 @@ from datetime import timedelta
 
 from hypothesis import given, strategies as st
 
-from reliamq_kafka.delayed import PARTITIONS, Delayed, attempts_of, due_at, first_wait, group_of, original, returning
-from reliamq_kafka.progress import Attempts
+from reliamq_kafka.delays.delayed import (
+    PARTITIONS,
+    Delayed,
+    attempts_of,
+    due_at,
+    first_wait,
+    group_of,
+    original,
+    returning,
+)
+from reliamq_kafka.wire.progress import Attempts
 
 DAY = 24 * 3600
 delays = st.timedeltas(timedelta(seconds=0.1), timedelta(days=30)) | st.timedeltas(

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings, strategies as st
 
-from reliamq_kafka.progress import MAX_CHARACTERS, MAX_MARKS, Attempts, Progress, decode, encode
-from reliamq_kafka.window import Entry, Room, Times, Window
+from reliamq_kafka.consuming.window import Entry, Room, Times, Window
+from reliamq_kafka.wire.progress import MAX_CHARACTERS, MAX_MARKS, Attempts, Progress, decode, encode
 
 LEASE = 30.0
 

@@ -1,0 +1,1 @@
+"""The live values of a cluster against what is safe."""

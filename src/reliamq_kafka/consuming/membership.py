@@ -1,0 +1,314 @@
+"""One member of a Kafka group on one topic: joins and leaves, fetches, and holds a window on each of its partitions.
+
+It promises that nothing is handed out of a partition which is not this member's, that a partition it must hand over is
+handed over with all that is known of it, and that one which comes back to it goes on where it was.  Which records may
+go out is decided by the windows; leases and settlements are the subscription's.
+
+One task owns the client's consumer and calls its ``getmany``, which is never cancelled while the consumer is used: a
+cancelled one counts as work for ever, and the group's own watch over members that hang is off from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import aiokafka
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.catalog.groups import Groups
+from reliamq_kafka.consuming.commits import Commits, NoLongerMember
+from reliamq_kafka.consuming.window import Window, now
+from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.wire.admin import Admin, group_id
+from reliamq_kafka.wire.progress import Progress, decode
+
+__all__ = ["Membership"]
+
+logger = logging.getLogger("reliamq.kafka")
+POLL_SECONDS = 0.1
+IDLE_SECONDS = 2.0
+"""Whoever asks for nothing and holds nothing for so long lets others have its partitions."""
+HEARTBEATS_PER_SESSION = 20
+REJOIN_PAUSE_SECONDS = 0.5
+CLOSE_SECONDS = 5.0
+SETTLE_SECONDS = 2.0
+"""How long a group waits for what a member has and has not started; it gives that back as soon as it comes to it."""
+HANDOVER_SHARE = 0.8
+"""Of the rebalance timeout, for what has started; the rest is for the last commit and for joining."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a group is on a partition.  start: the first record that is kept."""
+
+    commit: tuple[int, str] | None
+    start: int
+    first: int
+
+
+class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
+    """windows: by partition, those that are this member's.
+
+    recalled: the group wants partitions back, or settles who has them; nothing may be handed out or started.
+    changed: set whenever something may have become possible: records came, partitions changed hands.
+    settled: set whenever a delivery has ended.
+    stopping: nobody works on what is handed out any more; set before :meth:`stay` is cancelled.
+    """
+
+    def __init__(self, admin: Admin, settings: KafkaSettings, topic: str, group: str) -> None:
+        self._admin, self._settings = admin, settings
+        self._topic, self._name, self._group = topic, group, group_id(topic, group)
+        self.windows: dict[int, Window] = {}
+        self.commits = Commits(settings, topic, self._group, self.windows)
+        self.recalled = self.stopping = False
+        self.changed, self.settled = asyncio.Event(), asyncio.Event()
+        self._assigned: Collection[TopicPartition] | None = None
+        self._wanted = asyncio.Event()
+        self._receivers, self._asked_at = 0, time.monotonic()
+        self._failure: BrokerUnavailable | None = None
+        self._paused: set[TopicPartition] = set()
+
+    # --- who asks --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """Somebody waits for records: be a member meanwhile."""
+        self._receivers += 1
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._receivers -= 1
+            self._asked_at = time.monotonic()
+
+    def abandon(self) -> None:
+        """Leases ran out: unless somebody asks, nobody is there any more."""
+        self._asked_at = time.monotonic() - IDLE_SECONDS
+        self.settled.set()
+        self.changed.set()
+
+    def check(self) -> None:
+        """Raise what keeps this member out of the group, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _is_idle(self) -> bool:
+        return not self._receivers and not self._handed() and time.monotonic() - self._asked_at >= IDLE_SECONDS
+
+    def _handed(self) -> int:
+        return sum(window.handed for window in self.windows.values())
+
+    # --- in the group ----------------------------------------------------------------------------------------------
+
+    async def stay(self) -> None:
+        """Be in the group while somebody asks; until cancelled, which leaves it cleanly."""
+        while True:
+            await self._wanted.wait()
+            try:
+                await self._join_and_fetch()
+            except (KafkaError, OSError, BrokerUnavailable) as error:
+                logger.warning("group %s: out of the group, joining again: %r", self._group, error)
+                self._failure = _unavailable(self._settings.url, error)
+                self.changed.set()
+                await asyncio.sleep(REJOIN_PAUSE_SECONDS)
+
+    async def _join_and_fetch(self) -> None:
+        consumer = self._new_consumer()
+        consumer.subscribe([self._topic], listener=self)
+        try:
+            await consumer.start()
+            self.commits.consumer = consumer
+            await self._fetch_until_idle(consumer)
+        finally:
+            # Cancelled here or before: what is handed out is given back, and others can have it at once (C8).
+            await asyncio.shield(asyncio.ensure_future(self._leave(consumer)))
+
+    def _new_consumer(self) -> AIOKafkaConsumer:
+        class Sticky(StickyPartitionAssignor):  # type: ignore[misc]  # the client has no types
+            """It remembers in its class what it had: each consumer needs its own."""
+
+        settings, session = self._settings, int(self._settings.session_timeout_seconds * 1000)
+        return AIOKafkaConsumer(
+            **settings.connection(),
+            group_id=self._group,
+            group_instance_id=settings.instance_id,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy=(Sticky,),
+            session_timeout_ms=session,
+            heartbeat_interval_ms=session // HEARTBEATS_PER_SESSION,
+            rebalance_timeout_ms=int(settings.rebalance_timeout_seconds * 1000),
+            max_poll_interval_ms=int(settings.poll_interval_seconds * 1000),
+        )
+
+    async def _fetch_until_idle(self, consumer: AIOKafkaConsumer) -> None:
+        while not self._is_idle():
+            if self._assigned is not None:
+                await self._restore(consumer, self._assigned)
+            self._keep_bounds(consumer)
+            for part, records in (await self._fetch(consumer)).items():
+                window = self.windows.get(part.partition)
+                if window is not None:  # else its window is not there yet, and it is fetched again from its start
+                    window.fetched(records)
+                    self.changed.set()
+        self._wanted.clear()
+
+    def _keep_bounds(self, consumer: AIOKafkaConsumer) -> None:
+        """Fetch no more of a partition that has enough waiting (C10)."""
+        for number, window in self.windows.items():
+            part = TopicPartition(self._topic, number)
+            with suppress(IllegalStateError):  # it changes hands just now
+                if window.wants_more():
+                    if part in self._paused:
+                        consumer.resume(part)
+                        self._paused.discard(part)
+                elif part not in self._paused:
+                    consumer.pause(part)
+                    self._paused.add(part)
+
+    async def _fetch(self, consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, list[ConsumerRecord]]:
+        """The client waits for a rebalance without end: one that does not end is a consumer that is stuck, and another
+        one takes its place.
+        """
+        patience = 2 * self._settings.rebalance_timeout_seconds + self._settings.session_timeout_seconds
+        fetching = asyncio.ensure_future(consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000)))
+        try:
+            finished, _ = await asyncio.wait({fetching}, timeout=patience)
+        finally:
+            fetching.cancel()  # if it has not ended, the consumer is not used any more
+        if not finished:
+            raise BrokerUnavailable(self._settings.url, f"group {self._group} has settled on nothing for {patience} s")
+        return fetching.result()  # type: ignore[no-any-return]
+
+    async def _leave(self, consumer: AIOKafkaConsumer) -> None:
+        self.recalled, self._assigned = True, None
+        await self._write_all()
+        self._drop(list(self.windows))
+        self.commits.consumer = None
+        stopping = asyncio.ensure_future(consumer.stop())
+        _, late = await asyncio.wait({stopping}, timeout=CLOSE_SECONDS)
+        for task in late:  # a coordinator that does not answer: the session ends by itself
+            task.cancel()
+
+    # --- partitions come and go ------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Hand over: nothing more is started, what has started is waited for as long as the group waits (C3).
+
+        Which partitions come back is known only later; until then their windows are kept, and nothing happens to them.
+        """
+        self.recalled, self._assigned = True, None
+        self.changed.set()
+        await self._wait_for_handlers()
+        await self._write_all()
+        self.commits.allowed.clear()
+
+    async def _wait_for_handlers(self) -> None:
+        began = time.monotonic()
+        while self._handed():
+            started = any(window.started for window in self.windows.values())
+            patience = self._settings.rebalance_timeout_seconds * HANDOVER_SHARE if started else SETTLE_SECONDS
+            left = began + patience - time.monotonic()
+            if left <= 0:
+                return
+            self.settled.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, SETTLE_SECONDS)):
+                    await self.settled.wait()
+
+    async def _write_all(self) -> None:
+        """Write down where everything is, for whoever comes next.
+
+        Where a handler still runs, they must record its starts, as after a crash.
+        """
+        self.commits.clean = self.stopping or not self._handed()
+        self.commits.allowed.set()
+        try:
+            if self.windows:
+                await self.commits.commit()
+        except (NoLongerMember, BrokerUnavailable) as error:
+            logger.warning("group %s: handed over without a last commit; some may come again: %r", self._group, error)
+            self._drop(list(self.windows))
+        finally:
+            self.commits.clean = False
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Note what is this member's now; the fetching task restores it, because heartbeats wait for this callback."""
+        self._assigned = tuple(assigned)
+        self._paused.clear()
+
+    async def _restore(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> None:
+        """Open a window on each partition where its group is; one that nobody else had meanwhile stays."""
+        places = await self._places(consumer, assigned)
+        if self._assigned is not assigned:  # it changed hands again
+            return
+        stay = {number for number, place in places.items() if self.commits.wrote(number, place.commit)}
+        self._drop([number for number in self.windows if number not in stay])
+        for part in assigned:
+            window = self.windows.get(part.partition)
+            if window is None:
+                window = Window(self._name, self._progress_of(part.partition, places[part.partition]), now())
+            with suppress(IllegalStateError):  # it changes hands just now
+                consumer.seek(part, window.position)
+                self.windows[part.partition] = window
+        self._assigned, self.recalled = None, False
+        self.commits.allowed.set()
+        self.changed.set()
+
+    async def _places(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> dict[int, _Place]:
+        numbers = [part.partition for part in assigned]
+        if not numbers:
+            return {}
+        commits = await self._admin.commits(self._group, self._topic, numbers)
+        starts = await consumer.beginning_offsets(assigned)
+        first = await self._first_of_group() if len(commits) < len(numbers) else ()
+        return {
+            part.partition: _Place(
+                commits.get(part.partition),
+                starts[part],
+                first[part.partition] if part.partition < len(first) else starts[part],
+            )
+            for part in assigned
+        }
+
+    async def _first_of_group(self) -> tuple[int, ...]:
+        """Where the group began when it was declared; empty if nobody declared it."""
+        declared = await Groups(self._admin, self._settings).of(self._topic)
+        return next((group.first for group in declared if group.id == self._group), ())
+
+    def _progress_of(self, partition: int, place: _Place) -> Progress:
+        if place.commit is None:
+            offset = max(place.start, place.first)
+            logger.error(
+                "group %s has no position on partition %d and begins at %d; what it handled before comes again",
+                *(self._group, partition, offset),
+            )
+            return Progress(offset, offset, offset)
+        offset, metadata = place.commit
+        if offset < place.start:
+            # Trimming beside a declaration can do that and loses nothing; so could only an administrator
+            logger.error(
+                "group %s, partition %d: the records from %d to %d were removed before the group came to them",
+                *(self._group, partition, offset, place.start - 1),
+            )
+            return Progress(place.start, place.start, place.start)
+        return decode(offset, metadata) or Progress(offset, offset, offset)
+
+    def _drop(self, partitions: Collection[int]) -> None:
+        for number in partitions:
+            del self.windows[number]
+        self.commits.forget(partitions)
+        self.changed.set()
+
+
+def _unavailable(url: str, error: Exception) -> BrokerUnavailable:
+    return error if isinstance(error, BrokerUnavailable) else BrokerUnavailable(url, repr(error))

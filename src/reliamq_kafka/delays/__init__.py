@@ -1,0 +1,1 @@
+"""Long retries: where they wait, and how they come back."""

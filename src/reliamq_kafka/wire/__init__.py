@@ -1,0 +1,1 @@
+"""How reliamq talks to a cluster: connecting, asking, reading and writing, and what is written."""
