@@ -6,6 +6,7 @@ a promise.  Nothing is connected here.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -28,6 +29,7 @@ FORBIDDEN = {
     "max_in_flight_requests_per_connection": "more than one would reorder",
 }
 DEFAULT_PORT = 9092
+WORKER_NUMBER = "RELIAMQ_WORKER"
 
 
 class KafkaSettings(BaseModel):
@@ -43,7 +45,8 @@ class KafkaSettings(BaseModel):
         not need it longer: reliamq asks on beside it.
     trim_interval_seconds: how often what every group has finished and what is older than its topic keeps is removed.
     instance_id: a name that is this process's alone and stays over restarts: it then gets its partitions back without
-        stirring up the group (KIP-345).  Processes that share a configuration must not share it.
+        stirring up the group (KIP-345).  ``{worker}`` in it is the number of the worker among those of `reliamq run`,
+        which share a configuration and must not share a name.
     username, password, mechanism: SASL.  tls: with ``ca_file`` or the system's authorities; ``cert_file`` and
         ``key_file`` are the client's own certificate.
     """
@@ -67,6 +70,11 @@ class KafkaSettings(BaseModel):
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+
+    @property
+    def member_name(self) -> str | None:
+        """``instance_id``, of this worker."""
+        return self.instance_id and self.instance_id.replace("{worker}", os.environ.get(WORKER_NUMBER, "0"))
 
     @property
     def url(self) -> str:

@@ -266,13 +266,13 @@ def count_runs(app: Reliamq, topic: str) -> Counter[int]:
 class Service:
     """``reliamq run`` on :mod:`tests.kafka.service`."""
 
-    def __init__(self, kafka: KafkaCluster, folder: Path, topic: str) -> None:
+    def __init__(self, kafka: KafkaCluster, folder: Path, topic: str, options: str = "") -> None:
         self.folder = folder
         self.environment = {
             **os.environ,
             "SERVICE_FOLDER": str(folder),
             "SERVICE_TOPIC": topic,
-            "RELIAMQ_BROKER": f"{kafka.url}?session_timeout_seconds={SESSION_SECONDS}&partitions=1",
+            "RELIAMQ_BROKER": f"{kafka.url}?partitions=1{options or f'&session_timeout_seconds={SESSION_SECONDS}'}",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
 
@@ -370,3 +370,18 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_neighbou
     (dead,) = service.dead_letters()
     assert "died" in dead["reason"]
     assert 1_000 not in service.lines("done")
+
+
+def test_a_member_with_a_name_that_is_killed_and_started_again_goes_on_at_once(
+    kafka: KafkaCluster, tmp_path: Path, topic: str
+) -> None:
+    """C2: its group does not wait for the end of its session (KIP-345)."""
+    service = Service(kafka, tmp_path, topic, "&session_timeout_seconds=45&instance_id=tests-{worker}")
+    service.publish({"number": 0, "account": "slow", "seconds": 1_000})
+    with service.worker() as worker:
+        wait_until(lambda: service.lines("started") == [0])
+        worker.kill()
+        worker.wait()
+
+    with service.worker(SERVICE_HURRY="yes"):
+        wait_until(lambda: service.lines("done") == [0], seconds=20)

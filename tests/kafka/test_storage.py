@@ -134,12 +134,11 @@ async def test_a_topic_that_is_there_and_loses_messages_is_left_alone_and_said(s
     assert {name: live[name] for name in weak} == weak
     assert {one.setting for one in findings if one.severity is Severity.LOSES} == {
         "cleanup.policy",
-        "retention.ms",
-        "retention.bytes",
         "unclean.leader.election.enable",
         "replication_factor",
         "min.insync.replicas",
     }
+    assert {one.setting for one in findings if one.severity is Severity.RISKS} == {"retention.ms", "retention.bytes"}
     assert {one.setting for one in findings if one.severity is Severity.NOTE} == {
         "message.timestamp.type",
         "max_message_bytes",

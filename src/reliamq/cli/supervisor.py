@@ -7,6 +7,7 @@ is changing it, and those that run go on.  Processes share nothing with the supe
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -22,12 +23,15 @@ logger = logging.getLogger("reliamq.run")
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 10.0
 LOOK_EVERY = 0.1
+WORKER_NUMBER = "RELIAMQ_WORKER"
+"""The variable that tells a worker its number, for what must be its own and stay over restarts."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """One worker's place and who fills it."""
+    """One worker's place and who fills it.  number: from 0; whoever fills it can go by it."""
 
+    number: int
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0
@@ -39,7 +43,7 @@ class Supervisor:
 
     def __init__(self, command: list[str], workers: int) -> None:
         self._command = command
-        self._places = [_Place() for _ in range(workers)]
+        self._places = [_Place(number) for number in range(workers)]
         self._signals = 0
         self._refused = False
         self._ran_well = False
@@ -74,7 +78,8 @@ class Supervisor:
 
     def _start(self, place: _Place) -> None:
         # A process group of its own: a Ctrl-C in the terminal reaches the supervisor alone, which hands it on once.
-        place.process = subprocess.Popen(self._command, start_new_session=True)  # noqa: S603  # our own interpreter
+        environment = {**os.environ, WORKER_NUMBER: str(place.number)}
+        place.process = subprocess.Popen(self._command, env=environment, start_new_session=True)  # noqa: S603  # our own
         place.started_at = time.monotonic()
         logger.info("worker %d started", place.process.pid)
 

@@ -7,6 +7,7 @@ for a partition which is not this member's.  Many who ask at the same time share
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -19,6 +20,8 @@ from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.progress import encode
 
 __all__ = ["Commits", "NoLongerMember"]
+
+logger = logging.getLogger("reliamq.kafka")
 
 
 class NoLongerMember(Exception):  # it is news, not an error
@@ -73,6 +76,9 @@ class Commits:
                     await self._write()
                 except (NoLongerMember, BrokerUnavailable) as error:
                     _tell(waiting, error)
+                except Exception as error:  # a fault of ours or the client's: nobody may wait for ever
+                    logger.exception("a commit of group %s failed", self._group)
+                    _tell(waiting, BrokerUnavailable(self._settings.url, f"a commit failed: {error!r}"))
                 except BaseException:
                     self._waiting += waiting
                     raise

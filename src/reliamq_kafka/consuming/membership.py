@@ -118,8 +118,13 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             except (KafkaError, OSError, BrokerUnavailable) as error:
                 logger.warning("group %s: out of the group, joining again: %r", self._group, error)
                 self._failure = _unavailable(self._settings.url, error)
-                self.changed.set()
-                await asyncio.sleep(REJOIN_PAUSE_SECONDS)
+            except Exception as error:  # a fault of ours or the client's: whoever receives must hear of it, not wait
+                logger.exception("group %s: out of the group, joining again", self._group)
+                self._failure = BrokerUnavailable(self._settings.url, f"the member of {self._group} failed: {error!r}")
+            else:
+                continue
+            self.changed.set()
+            await asyncio.sleep(REJOIN_PAUSE_SECONDS)
 
     async def _join_and_fetch(self) -> None:
         consumer = self._new_consumer()
@@ -140,7 +145,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         return AIOKafkaConsumer(
             **settings.connection(),
             group_id=self._group,
-            group_instance_id=settings.instance_id,
+            group_instance_id=settings.member_name,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             partition_assignment_strategy=(Sticky,),

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeGuard
 
 import anyio
+from aiokafka.errors import KafkaError
 
 from reliamq.spi import Ack, BrokerUnavailable, Confirmation, Delivery, Message, Release, Retry, Settlement
 from reliamq_kafka.consuming.commits import NoLongerMember
@@ -254,7 +255,7 @@ async def trim_for_ever(membership: Membership, admin: Admin, settings: KafkaSet
             continue
         try:
             removed = await trim_topic(admin, settings, topic)
-        except BrokerUnavailable as error:  # nothing is lost by what stays
+        except (BrokerUnavailable, KafkaError) as error:  # nothing is lost by what stays
             logger.warning("topic %s cannot be trimmed, trying again later: %s", topic, error)
         else:
             logger.info("topic %s: removed %d finished records", topic, sum(removed.values()))

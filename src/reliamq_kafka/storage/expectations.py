@@ -25,13 +25,13 @@ REQUIRED = (
     (
         "retention.ms",
         "-1",
-        Severity.LOSES,
+        Severity.RISKS,  # an audit says when a group's backlog comes close to it
         "Kafka removes what is older, also what a group has not finished; reliamq trims the topic by itself.",
     ),
     (
         "retention.bytes",
         "-1",
-        Severity.LOSES,
+        Severity.RISKS,
         "Kafka removes what is beyond it, also what a group has not finished; reliamq trims the topic by itself.",
     ),
     (
