@@ -25,6 +25,7 @@ from reliamq_kafka.wire.records import headers_of
 
 __all__ = ["KafkaPublisher", "open_publisher"]
 
+Name = tuple[str, str, str | None]
 REMEMBERED = 10_000  # keys with their partitions; messages in doubt
 
 
@@ -39,7 +40,7 @@ class KafkaPublisher:
         self._producers, self._topics, self._counts = producers, topics, partitions
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self._hashes: dict[bytes, int] = {}
-        self._doubtful: dict[tuple[str, str], tuple[Sending, PartitionQueue]] = {}
+        self._doubtful: dict[Name, tuple[Sending, PartitionQueue]] = {}
 
     def route(self, message: Message) -> tuple[str, int]:
         """Its partition."""
@@ -54,7 +55,7 @@ class KafkaPublisher:
         added: dict[PartitionQueue, list[Sending]] = {}
         facts, topic = None, ""
         for index, message in enumerate(batch):
-            known = self._doubtful.get((message.topic, message.id)) if self._doubtful else None
+            known = self._doubtful.get(_name(message)) if self._doubtful else None
             if known is None:
                 if facts is None or message.topic != topic or message.only_group is not None:
                     topic = message.topic
@@ -70,22 +71,19 @@ class KafkaPublisher:
             queue.add(sendings)
         await concluded([sending for _, sending, _ in places], deadline)
         for index, sending, queue in places:
-            outcomes[index] = self._outcome(sending, queue)
+            outcomes[index] = self._outcome(batch[index], sending, queue)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _outcome(self, sending: Sending, queue: PartitionQueue) -> Outcome:
+    def _outcome(self, message: Message, sending: Sending, queue: PartitionQueue) -> Outcome:
         """What became of it.  In doubt it is remembered: who repeats it waits for the attempt that is on its way."""
         outcome = queue.outcome(sending)
         if sending.outcome is None and sending.handed:
-            self._remember((queue.topic, sending.message_id), sending, queue)
+            self._doubtful[_name(message)] = sending, queue
+            if len(self._doubtful) > REMEMBERED:  # most are known by now, and nobody asked
+                self._doubtful = {name: one for name, one in self._doubtful.items() if one[0].outcome is None}
         elif self._doubtful:
-            self._doubtful.pop((queue.topic, sending.message_id), None)
+            self._doubtful.pop(_name(message), None)
         return outcome
-
-    def _remember(self, name: tuple[str, str], sending: Sending, queue: PartitionQueue) -> None:
-        self._doubtful[name] = sending, queue
-        if len(self._doubtful) > REMEMBERED:  # by now they are known, and nobody asked
-            self._doubtful = {name: one for name, one in self._doubtful.items() if one[0].outcome is None}
 
     def _queue(self, message: Message, facts: TopicFacts) -> PartitionQueue:
         place = message.topic, self._partition(message, facts.partitions)
@@ -112,6 +110,11 @@ class KafkaPublisher:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         await self._topics.close()
+
+
+def _name(message: Message) -> Name:
+    """A replay to one group is another message than the same replayed to another."""
+    return message.topic, message.id, message.only_group
 
 
 def _refusal(message: Message, facts: TopicFacts | None) -> Rejection | None:

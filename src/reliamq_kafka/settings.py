@@ -29,7 +29,7 @@ FORBIDDEN = {
     "max_in_flight_requests_per_connection": "more than one would reorder",
 }
 DEFAULT_PORT = 9092
-WORKER_NUMBER = "RELIAMQ_WORKER"
+WORKER_NUMBER = "RELIAMQ_WORKER_NUMBER"
 
 
 class KafkaSettings(BaseModel):

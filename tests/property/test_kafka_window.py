@@ -307,6 +307,76 @@ def test_hand_outs_wait_for_the_limit_to_be_committed() -> None:
     assert part.out == {}
     assert part.window.needs_limit
     part.commit()
-    assert not part.window.needs_limit
     part.take(10)
+    assert not part.window.needs_limit
     assert len(part.out) == 3
+
+
+def returned(offset: int, failures: int) -> Stored:
+    """A record that came back from a long wait."""
+    facts = [("reliamq_group", b"g"), ("reliamq_failures", b"%d" % failures), ("reliamq_crashes", b"0")]
+    return Stored(offset, b"%d" % offset, headers=facts)
+
+
+def test_any_number_of_records_that_come_back_with_attempts_goes_out_and_fits() -> None:
+    """C4 C6"""
+    part = Partition()
+    part.log = [Fate(returned(n, n % 7)) for n in range(3_000)]
+    part.fetch(3_000)
+    finished = 0
+    for _ in range(20):
+        part.commit()
+        assert len(part.committed[1]) <= MAX_CHARACTERS
+        part.take(500)
+        for entry, _ in part.out.values():
+            assert entry.failures == entry.offset % 7
+            part.fate(entry.offset).done = True
+            part.window.finish(entry)
+            finished += 1
+        part.out.clear()
+    assert finished == 3_000
+
+
+def test_a_partition_whose_attempts_fill_what_can_be_written_down_goes_on_after_a_restart() -> None:
+    """C4"""
+    part = Partition()
+    for number in range(1_000):
+        part.publish(b"%d" % number)
+    part.fetch(1_000)
+    part.commit()
+    part.take(500)
+    for entry, _ in list(part.out.values()):
+        part.window.retry(entry, due=part.now + 1, apart=False, counts=True)
+    part.commit()
+    part.restart()
+    part.now += 5
+    part.fetch(1_000)
+    part.commit()
+
+    part.take(1_000)
+
+    assert len(part.out) >= MAX_MARKS
+
+
+@given(apart=st.booleans())
+def test_who_had_a_message_after_its_retry_is_suspected_when_they_die(apart: bool) -> None:
+    """C4"""
+    part = Partition()
+    part.publish(b"k")
+    part.fetch(1)
+    part.commit()
+    part.take(1)
+    (entry, _) = part.out[0]
+    part.window.retry(entry, due=part.now + 1, apart=apart, counts=True)
+    part.commit()
+    part.now += 2
+    part.out.clear()
+    part.take(1)  # nothing is committed by handing out
+
+    part.restart()
+    part.fetch(1)
+    part.commit()
+    part.take(1)
+
+    (entry, _) = part.out[0]
+    assert (entry.failures, entry.redelivered) == (1, True)

@@ -132,7 +132,7 @@ def test_a_section_of_no_installed_backend_is_refused_with_the_nearest_one(plant
         ConfigurationError, match=r"'backends\.embeded': did you mean 'embedded'\? Installed backends are"
     ):
         open_backend("memory://a", {"embeded": {}})
-    with pytest.raises(ConfigurationError, match=r"'backends\.pigeon': Installed backends are embedded, parcel"):
+    with pytest.raises(ConfigurationError, match=r"'backends\.pigeon': Installed backends are embedded, kafka, parcel"):
         open_backend("memory://a", {"pigeon": {}})
 
 

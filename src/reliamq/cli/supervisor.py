@@ -23,7 +23,7 @@ logger = logging.getLogger("reliamq.run")
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 10.0
 LOOK_EVERY = 0.1
-WORKER_NUMBER = "RELIAMQ_WORKER"
+WORKER_NUMBER = "RELIAMQ_WORKER_NUMBER"
 """The variable that tells a worker its number, for what must be its own and stay over restarts."""
 
 

@@ -20,7 +20,7 @@ from reliamq.spi import ConfigurationError
 __all__ = ["DELIMITER", "PREFIX", "OurVariables", "nearest", "variable"]
 
 PREFIX, DELIMITER = "RELIAMQ_", "__"
-NO_SETTINGS = {"RELIAMQ_TRACEBACK", "RELIAMQ_WORKER"}  # of the commands; which worker of `reliamq run` it is
+NO_SETTINGS = {"RELIAMQ_TRACEBACK", "RELIAMQ_WORKER_NUMBER"}  # of the commands; which worker of `reliamq run` it is
 # Kubernetes and Docker describe a service that is itself called reliamq in variables of these forms.
 _OF_A_SERVICE = re.compile(r"RELIAMQ_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP)\w*)?)")
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from aiokafka.errors import KafkaError
+
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.wire.admin import Admin, Partition
 from reliamq_kafka.wire.consumers import ANSWER_SECONDS
@@ -59,7 +61,7 @@ class KnownTopics:
     def __init__(self, admin: Admin, groups: Groups) -> None:
         self._admin, self._groups = admin, groups
         self._known: dict[str, Answer] = {}
-        self._asking: dict[str, asyncio.Task[TopicFacts | None]] = {}
+        self._asking: dict[str, tuple[asyncio.Task[TopicFacts | None], float]] = {}
 
     async def of(
         self, topic: str, *, group: str | None = None, since: float, deadline: float = inf
@@ -77,29 +79,41 @@ class KnownTopics:
                 return known.facts
             if known.asked_at > since:
                 return known.facts
-        asking = self._ask(topic)
-        # Cancelled here: whoever asks next finds the answer.
-        await asyncio.wait({asking}, timeout=min(max(0.0, deadline - time.monotonic()), ANSWER_SECONDS))
-        if not asking.done():
-            raise self._admin.unavailable(f"topic '{topic}' cannot be looked up by the deadline")
-        return asking.result()
+        while True:
+            asking, began = self._ask(topic)
+            # Cancelled here: whoever asks next finds the answer.
+            await asyncio.wait({asking}, timeout=min(max(0.0, deadline - time.monotonic()), ANSWER_SECONDS))
+            if not asking.done():
+                raise self._admin.unavailable(f"topic '{topic}' cannot be looked up by the deadline")
+            facts = self._result(topic, asking)
+            if began > since or (facts is not None and facts.serves(group)):
+                return facts  # else it was asked before: somebody may have been declared since
+
+    def _result(self, topic: str, asking: asyncio.Task[TopicFacts | None]) -> TopicFacts | None:
+        try:
+            return asking.result()
+        except KafkaError as error:  # not permitted, say
+            raise self._admin.unavailable(f"topic '{topic}' cannot be looked up: {error!r}") from error
 
     async def preload(self) -> Mapping[str, int]:
         """How many partitions each declared topic has.  Raises BrokerUnavailable."""
         return await self._admin.partition_counts(list(await self._groups.all()))
 
-    def _ask(self, topic: str) -> asyncio.Task[TopicFacts | None]:
-        """Have it asked for; one question at a time about one topic."""
-        asking = self._asking.get(topic)
-        if asking is None:
-            asking = self._asking[topic] = asyncio.create_task(self._answer(topic), name=f"looking up {topic}")
-            asking.add_done_callback(lambda done: self._asked(topic, done))
-        return asking
+    def _ask(self, topic: str) -> tuple[asyncio.Task[TopicFacts | None], float]:
+        """Have it asked for; one question at a time about one topic.  And when that began."""
+        found = self._asking.get(topic)
+        if found is not None:
+            return found
+        began = time.monotonic()
+        asking = asyncio.create_task(self._answer(topic), name=f"looking up {topic}")
+        asking.add_done_callback(lambda done: self._asked(topic, done, began))
+        self._asking[topic] = asking, began
+        return asking, began
 
-    def _asked(self, topic: str, asking: asyncio.Task[TopicFacts | None]) -> None:
+    def _asked(self, topic: str, asking: asyncio.Task[TopicFacts | None], began: float) -> None:
         del self._asking[topic]
         if not asking.cancelled() and asking.exception() is None:  # else what is known serves on
-            self._known[topic] = Answer(asking.result(), time.monotonic())
+            self._known[topic] = Answer(asking.result(), began)
 
     async def _answer(self, topic: str) -> TopicFacts | None:
         groups = frozenset(each.group for each in await self._groups.of(topic))
@@ -119,7 +133,7 @@ class KnownTopics:
 
     async def close(self) -> None:
         """Stop asking."""
-        asking = set(self._asking.values())
+        asking = {task for task, _ in self._asking.values()}
         for task in asking:
             task.cancel()
         if asking:

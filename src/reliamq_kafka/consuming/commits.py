@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
@@ -19,26 +19,36 @@ from reliamq_kafka.consuming.window import Window, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.progress import encode
 
-__all__ = ["Commits", "NoLongerMember"]
+__all__ = ["Commits", "NoLongerMember", "generation_of"]
 
 logger = logging.getLogger("reliamq.kafka")
+NONE = -2
+"""No generation.  The client's own "none" is -1, with which anybody may write to a group that has no members."""
 
 
 class NoLongerMember(Exception):  # it is news, not an error
     """The group went on without this member; what it did not commit is others' now."""
 
 
+def generation_of(consumer: AIOKafkaConsumer) -> int:
+    """Which generation of its group it is a member of.  The client has no public name for it."""
+    coordinator = consumer._coordinator  # without a group's coordinator there is no member
+    return int(coordinator.generation)
+
+
 class Commits:
     """The committed state of one member on one topic.
 
     consumer: the client's, None while the member is out of the group.
+    generation: the group's, in which the windows were found to be right; a commit in another could undo others' work.
     allowed: cleared while the group settles who has what: a commit waits for that.
     clean: nobody works on what is handed out, so it counts as never handed out.
     """
 
-    def __init__(self, settings: KafkaSettings, topic: str, group: str, windows: Mapping[int, Window]) -> None:
+    def __init__(self, settings: KafkaSettings, topic: str, group: str, windows: MutableMapping[int, Window]) -> None:
         self._settings, self._topic, self._group, self._windows = settings, topic, group, windows
         self.consumer: AIOKafkaConsumer | None = None
+        self.generation = NONE
         self.allowed = asyncio.Event()
         self.clean = False
         self._written: dict[int, tuple[int, str]] = {}
@@ -88,10 +98,12 @@ class Commits:
             _tell(self._waiting, BrokerUnavailable(self._settings.url, "closed before it was committed"))
 
     async def _write(self) -> None:
-        if self.consumer is None:
+        if self.consumer is None or self.generation != generation_of(self.consumer):
+            self._lose()
             raise NoLongerMember
         windows, clean = dict(self._windows), self.clean
         progress = {number: window.progress(now(), closing=clean) for number, window in windows.items()}
+        versions = {number: window.version for number, window in windows.items()}
         texts = {number: (one.offset, encode(one)) for number, one in progress.items()}
         news = {
             TopicPartition(self._topic, number): OffsetAndMetadata(*text)
@@ -101,8 +113,13 @@ class Commits:
         if news:
             await self._send(self.consumer, news)
         for number, window in windows.items():
+            window.limit, window.written = progress[number].limit, versions[number]
             if self._windows.get(number) is window:
-                window.limit, self._written[number] = progress[number].limit, texts[number]
+                self._written[number] = texts[number]
+
+    def _lose(self) -> None:
+        self._windows.clear()
+        self._written.clear()
 
     async def _send(self, consumer: AIOKafkaConsumer, news: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         """The client repeats without a deadline; when it is stopped, what it may have written is true all the same."""
@@ -113,6 +130,7 @@ class Commits:
                 raise BrokerUnavailable(self._settings.url, f"a commit of group {self._group} was not answered")
             sending.result()
         except (CommitFailedError, IllegalStateError) as error:
+            self._lose()
             raise NoLongerMember from error
         except KafkaError as error:
             raise BrokerUnavailable(self._settings.url, f"group {self._group} cannot commit: {error!r}") from error

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -24,7 +25,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.catalog.groups import Groups
-from reliamq_kafka.consuming.commits import Commits, NoLongerMember
+from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_of
 from reliamq_kafka.consuming.window import Window, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
@@ -32,12 +33,14 @@ from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
 
+T = TypeVar("T")
 logger = logging.getLogger("reliamq.kafka")
 POLL_SECONDS = 0.1
 IDLE_SECONDS = 2.0
 """Whoever asks for nothing and holds nothing for so long lets others have its partitions."""
 HEARTBEATS_PER_SESSION = 20
-REJOIN_PAUSE_SECONDS = 0.5
+REJOIN_SECONDS, LONGEST_REJOIN_SECONDS = 0.5, 15.0
+"""Each time that it goes wrong doubles the pause: joining disturbs all other members."""
 CLOSE_SECONDS = 5.0
 SETTLE_SECONDS = 2.0
 """How long a group waits for what a member has and has not started; it gives that back as soon as it comes to it."""
@@ -47,10 +50,14 @@ HANDOVER_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a group is on a partition.  start: the first record that is kept."""
+    """Where a group is on a partition.
+
+    start, end: of the records that are kept.  first: where the group began when it was declared.
+    """
 
     commit: tuple[int, str] | None
     start: int
+    end: int
     first: int
 
 
@@ -74,7 +81,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         self._wanted = asyncio.Event()
         self._receivers, self._asked_at = 0, time.monotonic()
         self._failure: BrokerUnavailable | None = None
-        self._paused: set[TopicPartition] = set()
 
     # --- who asks --------------------------------------------------------------------------------------------------
 
@@ -111,8 +117,10 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
 
     async def stay(self) -> None:
         """Be in the group while somebody asks; until cancelled, which leaves it cleanly."""
+        pause = REJOIN_SECONDS
         while True:
             await self._wanted.wait()
+            began = time.monotonic()
             try:
                 await self._join_and_fetch()
             except (KafkaError, OSError, BrokerUnavailable) as error:
@@ -124,18 +132,20 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             else:
                 continue
             self.changed.set()
-            await asyncio.sleep(REJOIN_PAUSE_SECONDS)
+            went_well = time.monotonic() - began > LONGEST_REJOIN_SECONDS
+            pause = REJOIN_SECONDS if went_well else min(2 * pause, LONGEST_REJOIN_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _join_and_fetch(self) -> None:
         consumer = self._new_consumer()
         consumer.subscribe([self._topic], listener=self)
         try:
-            await consumer.start()
+            await self._in_time(consumer.start())
             self.commits.consumer = consumer
             await self._fetch_until_idle(consumer)
         finally:
             # Cancelled here or before: what is handed out is given back, and others can have it at once (C8).
-            await asyncio.shield(asyncio.ensure_future(self._leave(consumer)))
+            await _to_its_end(asyncio.ensure_future(self._leave(consumer)))
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         class Sticky(StickyPartitionAssignor):  # type: ignore[misc]  # the client has no types
@@ -160,39 +170,50 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             if self._assigned is not None:
                 await self._restore(consumer, self._assigned)
             self._keep_bounds(consumer)
-            for part, records in (await self._fetch(consumer)).items():
-                window = self.windows.get(part.partition)
-                if window is not None:  # else its window is not there yet, and it is fetched again from its start
-                    window.fetched(records)
-                    self.changed.set()
+            batches = await self._in_time(consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000)))
+            for part, records in batches.items():
+                self._take_in(part.partition, records)
         self._wanted.clear()
+
+    def _take_in(self, number: int, records: Sequence[ConsumerRecord]) -> None:
+        window = self.windows.get(number)
+        if window is None:  # it is not there yet, and they are fetched again from its start
+            return
+        if records and records[0].offset < window.position:
+            logger.error(
+                "partition %d of %s begins anew at %d, before the offset %d that was read last: its log was cut off or "
+                "replaced; all that it holds comes again",
+                *(number, self._topic, records[0].offset, window.position),
+            )
+            offset = records[0].offset
+            window = self.windows[number] = Window(self._name, Progress(offset, offset, offset), now())
+        window.fetched(records)
+        self.changed.set()
 
     def _keep_bounds(self, consumer: AIOKafkaConsumer) -> None:
         """Fetch no more of a partition that has enough waiting (C10)."""
+        paused = consumer.paused()
         for number, window in self.windows.items():
-            part = TopicPartition(self._topic, number)
+            part, wanted = TopicPartition(self._topic, number), window.wants_more()
             with suppress(IllegalStateError):  # it changes hands just now
-                if window.wants_more():
-                    if part in self._paused:
-                        consumer.resume(part)
-                        self._paused.discard(part)
-                elif part not in self._paused:
+                if wanted and part in paused:
+                    consumer.resume(part)
+                elif not wanted and part not in paused:
                     consumer.pause(part)
-                    self._paused.add(part)
 
-    async def _fetch(self, consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, list[ConsumerRecord]]:
+    async def _in_time(self, call: Coroutine[Any, Any, T]) -> T:
         """The client waits for a rebalance without end: one that does not end is a consumer that is stuck, and another
         one takes its place.
         """
         patience = 2 * self._settings.rebalance_timeout_seconds + self._settings.session_timeout_seconds
-        fetching = asyncio.ensure_future(consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000)))
+        calling = asyncio.ensure_future(call)
         try:
-            finished, _ = await asyncio.wait({fetching}, timeout=patience)
+            finished, _ = await asyncio.wait({calling}, timeout=patience)
         finally:
-            fetching.cancel()  # if it has not ended, the consumer is not used any more
+            calling.cancel()  # if it has not ended, the consumer is not used any more
         if not finished:
             raise BrokerUnavailable(self._settings.url, f"group {self._group} has settled on nothing for {patience} s")
-        return fetching.result()  # type: ignore[no-any-return]
+        return calling.result()
 
     async def _leave(self, consumer: AIOKafkaConsumer) -> None:
         self.recalled, self._assigned = True, None
@@ -249,12 +270,12 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note what is this member's now; the fetching task restores it, because heartbeats wait for this callback."""
         self._assigned = tuple(assigned)
-        self._paused.clear()
 
     async def _restore(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> None:
         """Open a window on each partition where its group is; one that nobody else had meanwhile stays."""
+        generation = generation_of(consumer)
         places = await self._places(consumer, assigned)
-        if self._assigned is not assigned:  # it changed hands again
+        if self._assigned is not assigned or generation != generation_of(consumer):  # it changed hands again
             return
         stay = {number for number, place in places.items() if self.commits.wrote(number, place.commit)}
         self._drop([number for number in self.windows if number not in stay])
@@ -266,6 +287,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
                 consumer.seek(part, window.position)
                 self.windows[part.partition] = window
         self._assigned, self.recalled = None, False
+        self.commits.generation = generation
         self.commits.allowed.set()
         self.changed.set()
 
@@ -275,11 +297,13 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             return {}
         commits = await self._admin.commits(self._group, self._topic, numbers)
         starts = await consumer.beginning_offsets(assigned)
+        ends = await consumer.end_offsets(assigned)
         first = await self._first_of_group() if len(commits) < len(numbers) else ()
         return {
             part.partition: _Place(
                 commits.get(part.partition),
                 starts[part],
+                ends[part],
                 first[part.partition] if part.partition < len(first) else starts[part],
             )
             for part in assigned
@@ -306,13 +330,32 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
                 *(self._group, partition, offset, place.start - 1),
             )
             return Progress(place.start, place.start, place.start)
+        if offset > place.end:
+            logger.error(
+                "group %s, partition %d: it had come to %d and the log ends at %d, which was cut off or replaced; all "
+                "that it holds comes again",
+                *(self._group, partition, offset, place.end),
+            )
+            return Progress(place.start, place.start, place.start)
         return decode(offset, metadata) or Progress(offset, offset, offset)
 
     def _drop(self, partitions: Collection[int]) -> None:
         for number in partitions:
-            del self.windows[number]
+            self.windows.pop(number, None)
         self.commits.forget(partitions)
         self.changed.set()
+
+
+async def _to_its_end(task: asyncio.Task[None]) -> None:
+    """Wait for a task that must not be broken off, also when this one is cancelled meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _unavailable(url: str, error: Exception) -> BrokerUnavailable:

@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeGuard
 
 import anyio
-from aiokafka.errors import KafkaError
 
 from reliamq.spi import Ack, BrokerUnavailable, Confirmation, Delivery, Message, Release, Retry, Settlement
 from reliamq_kafka.consuming.commits import NoLongerMember
@@ -51,7 +50,7 @@ class KafkaSubscription:
         self._delays = delays
         self._membership, self._topic, self._group = membership, topic, group
         self._hands = itertools.count(1)
-        self._applied: dict[Receipt, Window] = {}  # told to its window, and not committed yet
+        self._applied: dict[Receipt, tuple[Window, int]] = {}  # told to its window, in which version; not committed yet
         self._settled: set[Receipt] = set()
         self._settled_before: set[Receipt] = set()
         self._first = 0
@@ -64,13 +63,12 @@ class KafkaSubscription:
         async with self._membership.asking():
             while limit > 0:
                 self._membership.changed.clear()
-                deliveries = self._take(limit, max_bytes)
+                taken = self._take(limit, max_bytes)
+                ours = [one for one in taken if one.message.only_group in (None, self._group)]
                 left = deadline - time.monotonic()
-                if deliveries or left <= 0:
-                    return deliveries
-                if any(window.needs_limit for window in self._membership.windows.values()):
-                    with suppress(NoLongerMember):
-                        await self._membership.commits.commit()
+                if ours or left <= 0:
+                    return ours
+                if taken or await self._raised_limit():  # all that was taken is addressed to other groups
                     continue
                 self._membership.check()
                 with suppress(TimeoutError):
@@ -78,8 +76,21 @@ class KafkaSubscription:
                         await self._membership.changed.wait()  # cancelled here: nothing was taken
         return ()
 
+    async def _raised_limit(self) -> bool:
+        """Whether a commit lets out what waited for it."""
+        if self._membership.recalled or not any(window.needs_limit for window in self._membership.windows.values()):
+            return False
+        try:
+            await self._membership.commits.commit()
+        except NoLongerMember:
+            return False
+        return True
+
     def _take(self, limit: int, max_bytes: int) -> Sequence[Delivery]:
-        """What may go out now, a partition after the other, each first in its turn."""
+        """What may go out now, a partition after the other, each first in its turn.
+
+        What is addressed to another group is among it, and finished.
+        """
         if self._membership.recalled:
             return ()
         windows = list(self._membership.windows.items())
@@ -96,11 +107,13 @@ class KafkaSubscription:
         ]
         for (_, window), entry, delivery in zip(places, room.taken, deliveries, strict=True):
             if delivery.message.only_group not in (None, self._group):
-                window.finish(entry)  # addressed to another group
-        return [one for one in deliveries if one.message.only_group in (None, self._group)]
+                window.finish(entry)
+        return deliveries
 
     def _next_due(self) -> float:
         """Seconds until something that waits may go out."""
+        if self._membership.recalled:
+            return WATCH_SECONDS * 5
         dues = [due for window in self._membership.windows.values() if (due := window.next_due()) is not None]
         return max(0.001, min(dues) - time.monotonic()) if dues else WATCH_SECONDS * 5
 
@@ -136,8 +149,10 @@ class KafkaSubscription:
         for held in [held for delivery in deliveries if (held := self._held(delivery))]:
             held[0].begin(held[1])
         if deliveries:
-            with suppress(NoLongerMember):
+            try:
                 await self._membership.commits.commit()
+            except NoLongerMember:
+                return ()
         return [delivery for delivery in deliveries if self._held(delivery)]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -159,22 +174,17 @@ class KafkaSubscription:
             for receipt, one in zip(receipts, settlements, strict=True)
             if not self._apply(receipt, one, postponed=one in away)
         ]
-        applied = [
-            (receipt, one) for receipt, one in zip(receipts, settlements, strict=True) if receipt in self._applied
-        ]
-        if not applied:
-            return late
-        try:
-            # Cancelled or refused here: those that are applied are known, and committed when they are settled again.
-            await self._membership.commits.commit()
-        except NoLongerMember:
-            for receipt, one in applied:
-                self._applied.pop(receipt, None)
+        applied = [both for both in zip(receipts, settlements, strict=True) if both[0] in self._applied]
+        if applied:
+            with suppress(NoLongerMember):
+                # Cancelled or refused here: what is applied is known, and committed when it is settled again.
+                await self._membership.commits.commit()
+        for receipt, one in applied:
+            window, version = self._applied.pop(receipt)
+            if window.written >= version:
+                self._remember(receipt)
+            else:  # its partition changed hands before this was written down
                 late.append(one)
-            return late
-        for receipt, _ in applied:
-            self._applied.pop(receipt, None)
-            self._remember(receipt)
         return late
 
     async def _postpone(self, settlements: Sequence[Settlement]) -> Collection[Settlement]:
@@ -208,9 +218,6 @@ class KafkaSubscription:
         window = self._membership.windows.get(partition)
         entry = window.held(offset, hand) if window is not None else None
         if window is None or entry is None:
-            before = self._applied.get(receipt)
-            if before is not None and self._membership.windows.get(receipt[0]) is not before:
-                del self._applied[receipt]
             return receipt in self._applied or receipt in self._settled or receipt in self._settled_before
         match settlement:
             case Ack():
@@ -222,7 +229,7 @@ class KafkaSubscription:
             case Retry(delay=delay, keep_order=keep_order, counts=counts):
                 due = time.monotonic() + delay.total_seconds()
                 window.retry(entry, due=due, apart=not keep_order, counts=counts)
-        self._applied[receipt] = window
+        self._applied[receipt] = window, window.version
         self._membership.settled.set()
         self._membership.changed.set()
         return True
@@ -255,8 +262,8 @@ async def trim_for_ever(membership: Membership, admin: Admin, settings: KafkaSet
             continue
         try:
             removed = await trim_topic(admin, settings, topic)
-        except (BrokerUnavailable, KafkaError) as error:  # nothing is lost by what stays
-            logger.warning("topic %s cannot be trimmed, trying again later: %s", topic, error)
+        except Exception as error:  # nothing is lost by what stays
+            logger.warning("topic %s cannot be trimmed, trying again later: %r", topic, error)
         else:
             logger.info("topic %s: removed %d finished records", topic, sum(removed.values()))
 
@@ -276,7 +283,7 @@ def _message(topic: str, partition: int, record: Record) -> Message:
     """The record as a message; one that nobody of ours wrote is handed on as it is (C11)."""
     try:
         return message_of(topic, record.key, record.value, record.headers)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, AttributeError):
         return Message(
             topic=topic,
             body=record.value or b"",

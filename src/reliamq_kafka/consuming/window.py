@@ -127,6 +127,7 @@ class Window:
 
     group: whose.  restored: what it committed.  limit: hand-outs stay below it; whoever commits a higher one raises it.
     position: the offset to fetch next.
+    version: grows with each delivery that ends.  written: the version that was committed last.
     """
 
     def __init__(self, group: str, restored: Progress, times: Times) -> None:
@@ -141,7 +142,8 @@ class Window:
         self._alone: list[tuple[float, int, Entry]] = []
         self._marked: dict[int, Entry] = {}  # those with attempts, wherever they are
         self._kept = self._kept_bytes = 0  # what is not handed out
-        self._full = False
+        self._full = self._blocked = False
+        self.version = self.written = 0
 
     # --- fetching --------------------------------------------------------------------------------------------------
 
@@ -169,13 +171,15 @@ class Window:
 
     def _restore(self, entry: Entry) -> None:
         """Somebody had it before, here or before a long wait that it came back from."""
-        known = self._restored.attempts.get(entry.offset) or attempts_of(entry.record.headers, self._group)
-        waits = bool(known.due or known.apart)  # then it ended in a retry, and nobody has had it since
-        entry.redelivered = entry.offset < self._restored.limit and not waits
+        written = self._restored.attempts.get(entry.offset)
+        known = written or attempts_of(entry.record.headers, self._group)
         entry.failures, entry.crashes, entry.apart = known.failures, known.crashes + known.begun, known.apart
         entry.due = self._restored_at.read(known.due)
-        self._mark(entry)
-        if waits and entry.key is None:
+        waits = entry.due > self._restored_at.monotonic  # then nobody has had it since its retry
+        entry.redelivered = entry.offset < self._restored.limit and not waits
+        if written is not None:  # what the record itself carries need not be written down
+            self._marked[entry.offset] = entry
+        if entry.apart or (waits and entry.key is None):
             self._put_back(entry)
         else:
             self._ready.append(entry)  # also one that waits, behind what is before it of its key
@@ -184,6 +188,7 @@ class Window:
 
     def take(self, room: Room, *, now: float) -> Sequence[Entry]:
         """Hand out what may go and has room; what ``room`` has taken in all."""
+        self._blocked = False
         self._take_alone(room, now)
         for key in list(self._holds):
             self._take_held(key, room, now)
@@ -197,32 +202,40 @@ class Window:
         self._kept_bytes -= entry.size
 
     def _take_alone(self, room: Room, now: float) -> None:
-        while self._alone and self._alone[0][0] <= now and room.admits(self._alone[0][2]):
+        while self._alone and self._alone[0][0] <= now and self._may_go(self._alone[0][2], room):
             self._hand(heapq.heappop(self._alone)[2], room)
 
     def _take_held(self, key: bytes, room: Room, now: float) -> None:
         hold = self._holds[key]
         if hold.out:  # somebody works on the key: what comes after waits for how that ends
             return
-        while hold.entries and hold.entries[0].due <= now and room.admits(hold.entries[0]):
+        while hold.entries and hold.entries[0].due <= now and self._may_go(hold.entries[0], room):
             self._hand(hold.entries.pop(0), room)
             hold.out += 1
         if not hold.entries:
             del self._holds[key]
 
     def _take_ready(self, room: Room, now: float) -> None:
-        ready, marks = self._ready, MAX_MARKS - len(self._marked)  # what fails must fit, too
-        while ready and ready[0].offset < self.limit and len(self._handed) < marks and room.admits(ready[0]):
+        ready = self._ready
+        while ready and self._may_go(ready[0], room):
+            if len(self._marked) + len(self._handed) >= MAX_MARKS and ready[0].offset not in self._marked:
+                return  # what fails must fit into what is written down
             entry = ready.popleft()
             if entry.due > now or (self._holds and entry.record.key in self._holds):
                 self._put_back(entry)
             else:
                 self._hand(entry, room)
 
+    def _may_go(self, entry: Entry, room: Room) -> bool:
+        if entry.offset >= self.limit:
+            self._blocked = True
+            return False
+        return room.admits(entry)
+
     @property
     def needs_limit(self) -> bool:
-        """Whether hand-outs wait for a commit that raises the limit."""
-        return bool(self._ready) and self._ready[0].offset >= self.limit
+        """Whether the last :meth:`take` would have handed out more, had a commit raised the limit."""
+        return self._blocked
 
     def next_due(self) -> float | None:
         """When something that waits may go out; None: nothing waits."""
@@ -288,6 +301,7 @@ class Window:
         return lost
 
     def _unhand(self, entry: Entry) -> None:
+        self.version += 1
         entry.hand, entry.started = 0, False
         del self._handed[entry.offset]
         hold = self._holds.get(entry.key) if self._holds and entry.key is not None else None
@@ -342,7 +356,7 @@ class Window:
         return Progress(
             offset=offset,
             known=known,
-            limit=self._suspicious(offset) if closing else max(self.limit, known + STRIDE),
+            limit=self._suspicious(offset) if closing else self._next_limit(known),
             unfinished=unfinished,
             attempts=self._attempts(times, closing),
         )
@@ -358,6 +372,10 @@ class Window:
             unfinished += (entry.offset for entry in self._ready if entry.offset < known)
             unfinished += (offset for offset in self._restored.unfinished if offset >= self.position)
         return known, sorted(offset for offset in unfinished if offset < known)
+
+    def _next_limit(self, known: int) -> int:
+        alone = max((entry.offset for _, _, entry in self._alone), default=0) if self._blocked else 0
+        return max(self.limit, known + STRIDE, alone + 1)
 
     def _suspicious(self, offset: int) -> int:
         """Up to where records may have been in a process that died."""

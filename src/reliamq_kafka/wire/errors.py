@@ -56,8 +56,6 @@ _FATES: tuple[tuple[type[BaseException], RejectionReason | Fate], ...] = (
     (errors.InvalidProducerIdMapping, Fate.AGAIN),
     (errors.ProducerClosed, Fate.AGAIN),
     (errors.KafkaTimeoutError, Fate.AGAIN),  # no room in the client's buffer
-    (errors.NotLeaderForPartitionError, Fate.AGAIN),  # waited for a leader until its time was over
-    (errors.LeaderNotAvailableError, Fate.AGAIN),
     (errors.CorruptRecordException, Fate.AGAIN),  # damaged on its way: the broker checked and did not store
     (KafkaError, Fate.UNKNOWN),
 )

@@ -129,7 +129,13 @@ class PartitionQueue:
 
     async def _drain(self) -> None:
         while self._waiting:
-            await self._deliver(*self._packed())
+            batch, sendings = self._packed()
+            if not sendings:
+                continue
+            try:
+                await self._deliver(batch, sendings)
+            except Exception as error:  # a producer that cannot be made again, say: nobody may wait for ever
+                self._conclude_doubtful([one for one in sendings if one.outcome is None], error)
 
     def _packed(self) -> tuple[BatchBuilder, list[Sending]]:
         """As many as fit into one client batch; one that fits into none is concluded here."""
@@ -137,7 +143,12 @@ class PartitionQueue:
         while self._waiting:
             sending = self._waiting[0]
             before = batch.size()
-            room = batch.append(timestamp=None, key=sending.key, value=sending.value, headers=sending.headers)
+            try:
+                room = batch.append(timestamp=None, key=sending.key, value=sending.value, headers=sending.headers)
+            except (TypeError, ValueError) as error:
+                self._waiting.popleft()
+                sending.conclude(_unwritable(sending, error))
+                return (self._repacked(packed) if packed else batch), packed  # what it has left behind is unknown
             if room is None:
                 break
             if batch.size() > self._limit and packed:
@@ -164,8 +175,9 @@ class PartitionQueue:
                 fate = fate_of(error)
                 if fate is Fate.UNKNOWN:
                     self._conclude_doubtful(sendings, error)
-                    return
                 await self._wire.replace(generation)  # its numbering of the partition is broken now
+                if fate is Fate.UNKNOWN:
+                    return
                 if isinstance(fate, RejectionReason):
                     await self._find_the_guilty(sendings, fate, error)
                     return
@@ -178,8 +190,17 @@ class PartitionQueue:
                 return
 
     def _conclude_doubtful(self, sendings: Sequence[Sending], error: Exception) -> None:
+        """These may be stored.  What waits behind them goes back: it could be stored before they are again."""
         for sending in sendings:
             sending.conclude(InDoubt(sending.message_id, f"Kafka may have it: {error!r}", error))
+        behind = [*self._waiting]
+        self._waiting.clear()
+        self._give_back(behind)
+
+    def _give_back(self, sendings: Sequence[Sending]) -> None:
+        detail = "not sent: what was before it on its partition is in doubt"
+        for sending in sendings:
+            sending.conclude(Rejection(sending.message_id, RejectionReason.UNAVAILABLE, detail))
 
     async def _find_the_guilty(self, sendings: Sequence[Sending], reason: RejectionReason, error: Exception) -> None:
         if len(sendings) == 1:
@@ -187,5 +208,13 @@ class PartitionQueue:
             one.conclude(Rejection(one.message_id, reason, f"Kafka refused it: {error}", error))
             return
         middle = len(sendings) // 2
-        for half in (sendings[:middle], sendings[middle:]):
-            await self._deliver(self._repacked(half), half)
+        first, second = sendings[:middle], sendings[middle:]
+        await self._deliver(self._repacked(first), first)
+        if any(isinstance(one.outcome, InDoubt) for one in first):
+            self._give_back(second)
+        else:
+            await self._deliver(self._repacked(second), second)
+
+
+def _unwritable(sending: Sending, error: Exception) -> Rejection:
+    return Rejection(sending.message_id, RejectionReason.INVALID, f"it cannot be written as a record: {error}", error)

@@ -65,16 +65,18 @@ def encode(progress: Progress) -> str:
     """The metadata, never too long.
 
     If the unfinished ones do not fit, fewer records are said to be finished: after a crash those come again, and their
-    processed ids say so.  If the attempts do not fit, what waits comes again sooner.
+    processed ids say so.  If the attempts do not fit, what waits comes again sooner; those of more than ``MAX_MARKS``
+    records are written as far as they fit.
     """
     runs = _runs(progress.unfinished)
     text = _text(progress, progress.known, runs)
     while len(text) > MAX_CHARACTERS and runs:
         runs = runs[: len(runs) * 3 // 4]
         text = _text(progress, sum(runs[-1]) if runs else progress.offset, runs)
-    if len(text) > MAX_CHARACTERS:
-        sooner = {offset: replace(one, due=0) for offset, one in progress.attempts.items()}
-        text = _text(replace(progress, attempts=sooner), progress.offset, ())
+    attempts = [(offset, replace(one, due=0)) for offset, one in sorted(progress.attempts.items())]
+    while len(text) > MAX_CHARACTERS:
+        text = _text(replace(progress, attempts=dict(attempts)), progress.offset, ())
+        attempts = attempts[: len(attempts) * 3 // 4]
     return text
 
 

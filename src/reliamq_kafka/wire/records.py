@@ -72,7 +72,9 @@ def _escaped(name: str) -> str:
 
 
 def message_of(topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Message:
-    """Read a record back.  Raises KeyError and ValueError as ``message_from_attributes`` does."""
+    """Read a record back.  Raises KeyError and ValueError as ``message_from_attributes`` does, and AttributeError for a
+    header without a value, which only others write.
+    """
     attributes: dict[str, str] = {}
     own: dict[str, str] | None = None
     for name, data in headers:
