@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from filelock import FileLock
 
 from tests.servers.installing import HOME, kafka_jars, program
-from tests.servers.process import ServerProcess, wait_until
+from tests.servers.process import ServerDidNotStart, ServerProcess, wait_until
 
 __all__ = ["PASSWORD", "USER", "KafkaCluster", "kafka_cluster", "kafka_runs", "prepared_kafka", "stop_kafka"]
 
@@ -171,8 +171,14 @@ def kafka_cluster() -> KafkaCluster:
     with FileLock(HOME / "kafka.lock"):  # several test processes may want it at once
         if not kafka_runs():
             shutil.rmtree(HOME / "kafka", ignore_errors=True)
-        cluster = prepared_kafka()
-        cluster.start()
+        try:
+            cluster = prepared_kafka()
+            cluster.start()
+        except ServerDidNotStart:  # somebody may have taken one of its ports since they were drawn
+            prepared_kafka().stop()
+            shutil.rmtree(HOME / "kafka")
+            cluster = prepared_kafka()
+            cluster.start()
     return cluster
 
 
@@ -193,7 +199,8 @@ def prepared_kafka() -> KafkaCluster:
     description = folder / "ports.json"
     if not description.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        ports = [Ports(*_free_ports(5)) for _ in range(BROKERS)]
+        free = _free_ports(5 * BROKERS)
+        ports = [Ports(*free[5 * number : 5 * number + 5]) for number in range(BROKERS)]
         _format(folder, ports)
         description.write_text(json.dumps([vars(each) for each in ports]))  # last: the folder is whole
     return KafkaCluster(folder, [Ports(**each) for each in json.loads(description.read_text())])
