@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Message, Outcome, Rejection, RejectionReason
@@ -19,6 +20,7 @@ from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import open_admin
+from reliamq_kafka.wire.errors import fate_of
 from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, Wire, concluded
 from reliamq_kafka.wire.producers import CLOSE_SECONDS, LARGEST_BATCH, open_producers
 from reliamq_kafka.wire.records import headers_of
@@ -59,7 +61,11 @@ class KafkaPublisher:
             if known is None:
                 if facts is None or message.topic != topic or message.only_group is not None:
                     topic = message.topic
-                    facts = await self._topics.of(topic, group=message.only_group, since=began, deadline=deadline)
+                    try:
+                        facts = await self._topics.of(topic, group=message.only_group, since=began, deadline=deadline)
+                    except KafkaError as error:
+                        facts, outcomes[index] = None, _unanswered(message, error)
+                        continue
                 rejection = _refusal(message, facts)
                 if rejection is not None or facts is None:
                     outcomes[index] = rejection or _unroutable(message, "is not there")
@@ -128,6 +134,12 @@ def _refusal(message: Message, facts: TopicFacts | None) -> Rejection | None:
         detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.largest_message}"
         return Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{message.topic}'")
     return None
+
+
+def _unanswered(message: Message, error: KafkaError) -> Rejection:
+    fate = fate_of(error)
+    reason = fate if isinstance(fate, RejectionReason) else RejectionReason.UNAVAILABLE
+    return Rejection(message.id, reason, f"topic '{message.topic}' cannot be looked up: {error!r}", error)
 
 
 def _unroutable(message: Message, why: str) -> Rejection:

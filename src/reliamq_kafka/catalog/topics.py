@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from aiokafka.errors import KafkaError
-
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.wire.admin import Admin, Partition
 from reliamq_kafka.wire.consumers import ANSWER_SECONDS
@@ -66,7 +64,9 @@ class KnownTopics:
     async def of(
         self, topic: str, *, group: str | None = None, since: float, deadline: float = inf
     ) -> TopicFacts | None:
-        """The facts, or None without such a topic.  Raises BrokerUnavailable, also when the deadline passes.
+        """The facts, or None without such a topic.
+
+        Raises BrokerUnavailable, also when the deadline passes; KafkaError where the cluster refuses to say.
 
         group: whom the message is for, if not for all.
         since: monotonic seconds; that somebody is not there counts only if it was found out after that.
@@ -85,15 +85,9 @@ class KnownTopics:
             await asyncio.wait({asking}, timeout=min(max(0.0, deadline - time.monotonic()), ANSWER_SECONDS))
             if not asking.done():
                 raise self._admin.unavailable(f"topic '{topic}' cannot be looked up by the deadline")
-            facts = self._result(topic, asking)
+            facts = asking.result()
             if began > since or (facts is not None and facts.serves(group)):
                 return facts  # else it was asked before: somebody may have been declared since
-
-    def _result(self, topic: str, asking: asyncio.Task[TopicFacts | None]) -> TopicFacts | None:
-        try:
-            return asking.result()
-        except KafkaError as error:  # not permitted, say
-            raise self._admin.unavailable(f"topic '{topic}' cannot be looked up: {error!r}") from error
 
     async def preload(self) -> Mapping[str, int]:
         """How many partitions each declared topic has.  Raises BrokerUnavailable."""

@@ -177,7 +177,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
 
     def _take_in(self, number: int, records: Sequence[ConsumerRecord]) -> None:
         window = self.windows.get(number)
-        if window is None:  # it is not there yet, and they are fetched again from its start
+        if window is None or self.recalled:  # it is not there yet, or perhaps no more: they are fetched again
             return
         if records and records[0].offset < window.position:
             logger.error(

@@ -90,7 +90,7 @@ def returning(headers: Sequence[tuple[str, bytes]], delayed: Delayed) -> Headers
 
 def group_of(headers: Sequence[tuple[str, bytes]]) -> str | None:
     """For which group alone a record came back from its wait; None for any other record."""
-    return next((data.decode(errors="replace") for name, data in headers if name == GROUP and data), None)
+    return next((data.decode(errors="replace") for name, data in headers if name == GROUP and data is not None), None)
 
 
 def may_return(record: Record) -> bool:
@@ -114,4 +114,4 @@ def _texts(group: str, failures: int, crashes: int) -> dict[str, str]:
 
 
 def _facts(headers: Sequence[tuple[str, bytes]]) -> dict[str, str]:
-    return {name: data.decode() for name, data in headers if name in FACTS and data}
+    return {name: data.decode() for name, data in headers if name in FACTS and data is not None}
