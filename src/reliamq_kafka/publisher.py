@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Message, Outcome, Rejection, RejectionReason
 from reliamq_kafka.catalog.groups import Groups
@@ -23,7 +22,7 @@ from reliamq_kafka.wire.admin import open_admin
 from reliamq_kafka.wire.errors import fate_of
 from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, Wire, concluded
 from reliamq_kafka.wire.producers import CLOSE_SECONDS, LARGEST_BATCH, open_producers
-from reliamq_kafka.wire.records import headers_of
+from reliamq_kafka.wire.records import hash_of, headers_of
 
 __all__ = ["KafkaPublisher", "open_publisher"]
 
@@ -107,7 +106,7 @@ class KafkaPublisher:
         if hashed is None:
             if len(self._hashes) > REMEMBERED:
                 self._hashes.clear()
-            hashed = self._hashes[message.key] = int(murmur2(message.key)) & 0x7FFFFFFF
+            hashed = self._hashes[message.key] = hash_of(message.key)
         return hashed % count
 
     async def close(self) -> None:

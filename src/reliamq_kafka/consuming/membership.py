@@ -29,6 +29,7 @@ from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_
 from reliamq_kafka.consuming.window import Window, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
+from reliamq_kafka.wire.consumers import stop_in_time
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
@@ -41,7 +42,6 @@ IDLE_SECONDS = 2.0
 HEARTBEATS_PER_SESSION = 20
 REJOIN_SECONDS, LONGEST_REJOIN_SECONDS = 0.5, 15.0
 """Each time that it goes wrong doubles the pause: joining disturbs all other members."""
-CLOSE_SECONDS = 5.0
 SETTLE_SECONDS = 2.0
 """How long a group waits for what a member has and has not started; it gives that back as soon as it comes to it."""
 HANDOVER_SHARE = 0.8
@@ -220,10 +220,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         await self._write_all()
         self._drop(list(self.windows))
         self.commits.consumer = None
-        stopping = asyncio.ensure_future(consumer.stop())
-        _, late = await asyncio.wait({stopping}, timeout=CLOSE_SECONDS)
-        for task in late:  # a coordinator that does not answer: the session ends by itself
-            task.cancel()
+        await stop_in_time(consumer)
 
     # --- partitions come and go ------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Confirmation
 from reliamq_kafka.catalog.groups import Groups
@@ -22,6 +21,7 @@ from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
 from reliamq_kafka.wire.lines import Addressed, Lines
 from reliamq_kafka.wire.partition_queue import Sending
+from reliamq_kafka.wire.records import hash_of
 
 __all__ = ["Carrier"]
 
@@ -103,7 +103,7 @@ class Carrier:
         if key is None:
             self._turn += 1
             return self._turn % count
-        return int(murmur2(key) & 0x7FFFFFFF) % count
+        return hash_of(key) % count
 
 
 def _sending(record: ConsumerRecord, headers: list[tuple[str, bytes]]) -> Sending:

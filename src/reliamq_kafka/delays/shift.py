@@ -25,7 +25,7 @@ from reliamq_kafka.delays.carrier import Carrier
 from reliamq_kafka.delays.delayed import due_at
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
-from reliamq_kafka.wire.consumers import ANSWER_SECONDS, bounded
+from reliamq_kafka.wire.consumers import ANSWER_SECONDS, bounded, stop_in_time
 
 __all__ = ["Shift", "open_shift"]
 
@@ -34,7 +34,6 @@ POLL_SECONDS = 1.0
 SHORTEST_POLL_SECONDS = 0.005
 HANDOVER_MARGIN = 0.8
 """Of the rebalance timeout; the rest is for joining."""
-CLOSE_SECONDS = 5.0
 
 
 class Shift(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
@@ -154,10 +153,7 @@ class Shift(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the cl
 
     async def leave(self) -> None:
         """Leave the group; bounded."""
-        stopping = asyncio.ensure_future(self._consumer.stop())
-        _, late = await asyncio.wait({stopping}, timeout=CLOSE_SECONDS)
-        for task in late:  # a coordinator that does not answer: the session ends by itself
-            task.cancel()
+        await stop_in_time(self._consumer)
 
 
 def _due(number: int, held: deque[ConsumerRecord], now: float) -> list[ConsumerRecord]:

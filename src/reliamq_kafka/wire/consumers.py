@@ -17,9 +17,10 @@ from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
-__all__ = ["ANSWER_SECONDS", "bounded", "open_consumer"]
+__all__ = ["ANSWER_SECONDS", "bounded", "open_consumer", "stop_in_time"]
 
 ANSWER_SECONDS = 30.0
+CLOSE_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -33,6 +34,14 @@ async def bounded(settings: KafkaSettings, what: str, seconds: float = ANSWER_SE
             yield
     except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
         raise BrokerUnavailable(settings.url, f"{what}: {error!r}") from error
+
+
+async def stop_in_time(consumer: AIOKafkaConsumer) -> None:
+    """Have a member leave its group; where its coordinator does not answer, its session ends by itself."""
+    stopping = asyncio.ensure_future(consumer.stop())
+    _, late = await asyncio.wait({stopping}, timeout=CLOSE_SECONDS)
+    for task in late:
+        task.cancel()
 
 
 @asynccontextmanager

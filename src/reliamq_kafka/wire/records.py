@@ -7,14 +7,15 @@ under an escaped name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Protocol
+
+from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Message, message_from_attributes
 
-__all__ = ["Headers", "Record", "headers_of", "message_of"]
+__all__ = ["Headers", "Record", "hash_of", "headers_of", "message_of"]
 
 Headers = list[tuple[str, bytes]]
 ATTRIBUTE, OURS, ESCAPED = "ce_", "reliamq_", "reliamq_header_"
@@ -25,7 +26,6 @@ ATTRIBUTE_OF = {
     **{ATTRIBUTE + name: name for name in ("id", "type", "source", "time", "sequence", "onlygroup")},
 }
 """What is read, by the name of its header; the key is the record's own."""
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Record(Protocol):
@@ -41,6 +41,11 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
     @property
     def timestamp(self) -> int: ...
+
+
+def hash_of(key: bytes) -> int:
+    """By which every Kafka client finds the partition of a key: the remainder of the number of partitions."""
+    return int(murmur2(key)) & 0x7FFFFFFF
 
 
 def headers_of(message: Message) -> Headers:
@@ -76,12 +81,11 @@ def message_of(topic: str, key: bytes | None, value: bytes | None, headers: Sequ
     header without a value, which only others write.
     """
     attributes: dict[str, str] = {}
-    own: dict[str, str] | None = None
+    own: dict[str, str] = {}
     for name, data in headers:
         attribute = ATTRIBUTE_OF.get(name)
         if attribute is not None:
             attributes[attribute] = data.decode()
         elif not name.startswith((ATTRIBUTE, OURS)) or name.startswith(ESCAPED):
-            own = {} if own is None else own
             own[name.removeprefix(ESCAPED)] = data.decode()
-    return message_from_attributes(topic, value or b"", key, attributes, NO_HEADERS if own is None else own)
+    return message_from_attributes(topic, value or b"", key, attributes, own)
