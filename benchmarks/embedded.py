@@ -25,13 +25,13 @@ from pathlib import Path
 import anyio
 from pydantic import BaseModel
 
+from benchmarks.measuring import CALLERS, Reading, call_side_by_side
 from reliamq import Reliamq
 from reliamq.handlers.plan import Effects
 from reliamq.idempotency import MemoryLeaseStore
 from reliamq.settings import Settings, WorkerSettings
 from reliamq.topics import Topic
 
-CALLERS = 256
 TEXT = "x" * 150
 
 
@@ -73,19 +73,13 @@ def bare_sqlite(path: Path, messages: int) -> tuple[float, float]:
     return messages / inserted, messages / deleted
 
 
-async def publish(topic: Topic[Order], messages: int, callers: int = CALLERS) -> float:
-    """Confirmed messages a second."""
-    numbers = iter(range(messages))
+async def publish(topic: Topic[Order], messages: int, callers: int = CALLERS) -> Reading:
+    """A model each, until it is confirmed."""
 
-    async def call() -> None:
-        for number in numbers:
-            await topic.publish(order(number), deadline=timedelta(seconds=60))
+    async def one(number: int) -> None:
+        await topic.publish(order(number), deadline=timedelta(seconds=60))
 
-    began = time.perf_counter()
-    async with anyio.create_task_group() as tasks:
-        for _ in range(callers):
-            tasks.start_soon(call)
-    return messages / (time.perf_counter() - began)
+    return await call_side_by_side(messages, one, callers)
 
 
 async def consume(app: Reliamq, topic: Topic[Order], messages: int, effects: Effects = "lease") -> list[float]:
@@ -123,7 +117,7 @@ async def main(messages: int, backlog: int) -> None:
         bare_in, bare_out = bare_sqlite(Path(folder) / "bare.db", messages)
         app, topic = make(folder)
         async with app:
-            published = await publish(topic, messages)
+            published = (await publish(topic, messages)).rate
             rates = await consume(app, topic, messages)
         handled = messages / sum(messages / 10 / rate for rate in rates)
         print(f"publish  {published:>9,.0f}/s   bare SQLite {bare_in:>9,.0f}/s   ratio {published / bare_in:.2f}")
@@ -133,7 +127,7 @@ async def main(messages: int, backlog: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         app, topic = make(folder)
         async with app:
-            published = await publish(topic, backlog, callers=512)
+            published = (await publish(topic, backlog, callers=512)).rate
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             rates = await consume(app, topic, backlog, "repeatable")
             after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from reliamq_kafka.audit import cluster, topic as topics
 from reliamq_kafka.audit.audit import audit
 from reliamq_kafka.audit.commands import Commands
 from reliamq_kafka.catalog.groups import DeclaredGroup, Groups
+from reliamq_kafka.catalog.own_topics import KEPT, LOG, TABLE, copies
 from reliamq_kafka.settings import KafkaSettings, read_settings
 from reliamq_kafka.wire.admin import Admin, Broker, Partition, group_id, open_admin
 from reliamq_kafka.wire.log_reader import open_log_reader
@@ -125,6 +127,31 @@ async def test_an_unsafe_setting_is_its_finding_and_the_command_mends_it(
     mended = finding.fix.rpartition("--add-config ")[2].rpartition("=")[2]
     again = await topic_with(admin, **{setting: mended})
     assert await findings_on(admin, settings, again) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "change", "severity"),
+    [
+        (TABLE, {"min.insync.replicas": "1"}, LOSES),
+        (TABLE, {"unclean.leader.election.enable": "true"}, LOSES),
+        (TABLE, {"cleanup.policy": "compact,delete"}, LOSES),
+        (LOG, {"cleanup.policy": "compact"}, LOSES),
+        (LOG, {"retention.ms": "604800000"}, RISKS),
+        (LOG, {"retention.bytes": "1000000"}, RISKS),
+    ],
+)
+def test_an_unsafe_setting_of_a_topic_of_reliamqs_own_is_a_finding(
+    settings: KafkaSettings, commands: Commands, policy: str, change: dict[str, str], severity: Severity
+) -> None:
+    sound = {**KEPT, **copies(settings, 3), "cleanup.policy": policy}
+    judged = partial(topics.own_setting_findings, "reliamq.own", policy)
+    assert list(judged(sound, settings, Durability.REPLICATED, commands)) == []
+
+    (finding,) = judged({**sound, **change}, settings, Durability.REPLICATED, commands)
+
+    ((setting, value),) = change.items()
+    assert (finding.severity, finding.setting, finding.found) == (severity, setting, value)
+    assert f"--entity-name reliamq.own --alter --add-config {setting}=" in finding.fix
 
 
 async def test_by_create_time_and_a_retention_clocks_decide_what_is_removed(

@@ -85,20 +85,24 @@ async def test_a_handler_that_takes_longer_than_lease_session_and_poll_interval_
     kafka: KafkaCluster, tmp_path: Path, topic: str
 ) -> None:
     """C7"""
-    app = make_app(kafka, tmp_path, topic, lease=2, poll_interval_seconds=6, partitions=1)
+    await handle_slowly(kafka, tmp_path, topic, seconds=14, poll_interval=6)
+
+
+async def handle_slowly(kafka: KafkaCluster, folder: Path, topic: str, *, seconds: float, poll_interval: float) -> None:
+    app = make_app(kafka, folder, topic, lease=2, poll_interval_seconds=poll_interval, partitions=1)
     orders = app.topic(topic, Order, key=lambda order: order.account)
     starts = Counter[int]()
     done: list[int] = []
 
-    @app.handler(orders, group="g", effects="repeatable")
+    @app.handler(orders, group="g", effects="repeatable", timeout=timedelta(seconds=2 * seconds))
     async def slow(order: Order) -> None:
         starts[order.number] += 1
-        await anyio.sleep(14 if order.number == 0 else 0)
+        await anyio.sleep(seconds if order.number == 0 else 0)
         done.append(order.number)
 
     async with app, working(app):
         await publish(app, topic, range(4), accounts=4)
-        await eventually(lambda: len(done) == 4)
+        await eventually(lambda: len(done) == 4, seconds=seconds + 60)
 
     assert starts == {0: 1, 1: 1, 2: 1, 3: 1}
     assert done[-1] == 0, "the others were not held up"

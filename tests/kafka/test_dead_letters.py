@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from reliamq.spi import BrokerUnavailable, Confirmation, DeadLetterRecord, Message, Rejection, RejectionReason
-from reliamq_kafka.catalog.dead_letters import DEAD_LETTERS_TOPIC, LONGEST_TEXT, KafkaDeadLetters, open_dead_letters
+from reliamq_kafka.catalog.dead_letters import LONGEST_TEXT, KafkaDeadLetters, open_dead_letters
+from reliamq_kafka.catalog.own_topics import DEAD_LETTERS_TOPIC
 from reliamq_kafka.settings import KafkaSettings, read_settings
 from reliamq_kafka.wire.admin import open_admin
 from tests.kafka.conftest import message

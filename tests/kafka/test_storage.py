@@ -15,7 +15,8 @@ from aiokafka.admin import NewTopic
 from aiokafka.protocol.commit import OffsetFetchResponse_v3
 
 from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Finding, GroupSpec, Rejection, Severity, TopicSpec
-from reliamq_kafka.catalog.groups import GROUPS_TOPIC, DeclaredGroup, Groups
+from reliamq_kafka.catalog.groups import DeclaredGroup, Groups
+from reliamq_kafka.catalog.own_topics import GROUPS_TOPIC
 from reliamq_kafka.catalog.topics import OVERHEAD_BYTES
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings, read_settings

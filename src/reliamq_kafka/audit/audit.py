@@ -20,8 +20,8 @@ from reliamq_kafka.audit import cluster, topic as topics
 from reliamq_kafka.audit.commands import Commands
 from reliamq_kafka.audit.groups import GroupView, group_findings, oldest_unread
 from reliamq_kafka.audit.rules import Rule
-from reliamq_kafka.catalog.dead_letters import DEAD_LETTERS_TOPIC
-from reliamq_kafka.catalog.groups import GROUPS_TOPIC, Groups
+from reliamq_kafka.catalog.groups import Groups
+from reliamq_kafka.catalog.own_topics import GROUPS_TOPIC, POLICIES
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, Broker, Partition, group_id
 from reliamq_kafka.wire.log_reader import LogReader, open_log_reader
@@ -64,9 +64,10 @@ class _Audit:
         groups = await self._all_groups()
         for spec in topics:
             await self._topic(spec, brokers, groups)
-        for name in (GROUPS_TOPIC, DEAD_LETTERS_TOPIC):
-            await self._own_topic(name, brokers, durability)
-        exist = {name: await self._own_topic(name, brokers, durability) for name in cluster.OWN_TOPICS}
+        for name, policy in POLICIES.items():
+            if await self._internal_topic(name, brokers, durability):
+                await self._own_settings(name, policy, durability)
+        exist = {name: await self._internal_topic(name, brokers, durability) for name in cluster.OWN_TOPICS}
         away = self._holders - {broker.number for broker in brokers}
         subject = f"cluster {self._settings.url}"
         self._findings += cluster.cluster_findings(subject, brokers, durability, away=away)
@@ -202,7 +203,7 @@ class _Audit:
         if values:
             self._findings += cluster.setting_findings(values, rules, durability, self._commands)
 
-    async def _own_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> bool:
+    async def _internal_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> bool:
         """A topic of Kafka's or reliamq's own as it really is.  False: there is none, so nothing is wrong with it."""
         if name == cluster.TRANSACTIONS_TOPIC:
             durability = Durability.DEVELOPMENT  # reliamq uses no transactions; others may
@@ -216,3 +217,11 @@ class _Audit:
                 name, partitions, brokers, LEAST_IN_SYNC, durability, self._commands
             )
         return partitions is not None
+
+    async def _own_settings(self, name: str, policy: str, durability: Durability) -> None:
+        """The settings of a topic of reliamq's own."""
+        permission = ("DescribeConfigs", f"--topic {name}")
+        values = await self._seen(self._admin.topic_settings(name), f"topic {name}", "settings", permission)
+        self._findings += topics.own_setting_findings(
+            name, policy, values or {}, self._settings, durability, self._commands
+        )

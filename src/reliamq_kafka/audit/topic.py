@@ -7,26 +7,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from reliamq.spi import Durability, Finding, Severity, TopicSpec
 from reliamq_kafka.audit.commands import Commands
 from reliamq_kafka.audit.rules import Rule, at_least, is_not, weighed
+from reliamq_kafka.catalog.own_topics import LOG
 from reliamq_kafka.catalog.topics import OVERHEAD_BYTES
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Broker, Partition
 
-__all__ = ["REPLICAS", "missing_topic", "partition_findings", "setting_findings"]
+__all__ = ["REPLICAS", "missing_topic", "own_setting_findings", "partition_findings", "setting_findings"]
 
 REPLICAS = 3
 """Three, so that one may be away and the other two still confirm."""
 IN_SYNC = 2
 KEEPS_ALL = "-1"
 
-RULES = (
-    Rule(
-        "unclean.leader.election.enable",
-        is_not("true"),
-        "false",
-        Severity.LOSES,
-        "A replica that lags behind may become the leader, and what it does not have is lost, confirmed or not.",
-        "unclean.leader.election.enable=false",
-    ),
+CLEAN_ELECTION = Rule(
+    "unclean.leader.election.enable",
+    is_not("true"),
+    "false",
+    Severity.LOSES,
+    "A replica that lags behind may become the leader, and what it does not have is lost, confirmed or not.",
+    "unclean.leader.election.enable=false",
+)
+KEPT = (
     Rule(
         "retention.ms",
         lambda value: value == KEEPS_ALL,
@@ -58,7 +59,7 @@ def setting_findings(
 ) -> Iterator[Finding]:
     """The topic's effective settings: its own, or the brokers' defaults."""
     subject = f"topic {spec.name}"
-    for rule in (_enough_in_sync(settings), *RULES, _large_enough(spec)):
+    for rule in (_enough_in_sync(settings), CLEAN_ELECTION, *KEPT, _large_enough(spec)):
         if finding := rule.judge(values, subject, spec.durability, commands.set_on_topic(spec.name, rule.change)):
             yield finding
     # These two lose messages on any number of machines, so *development* makes them no better.
@@ -67,6 +68,31 @@ def setting_findings(
         fix = commands.set_on_topic(spec.name, "cleanup.policy=delete")
         yield Finding(Severity.LOSES, subject, "cleanup.policy", str(values["cleanup.policy"]), "delete", why, fix)
     yield from _timestamp_findings(spec, values, commands)
+
+
+def own_setting_findings(
+    name: str,
+    policy: str,
+    values: Mapping[str, str | None],
+    settings: KafkaSettings,
+    durability: Durability,
+    commands: Commands,
+) -> Iterator[Finding]:
+    """The effective settings of a topic of reliamq's own.  policy: its ``cleanup.policy``."""
+    for rule in (_enough_in_sync(settings), CLEAN_ELECTION, _cleaned_by(policy), *(KEPT if policy == LOG else ())):
+        if finding := rule.judge(values, f"topic {name}", durability, commands.set_on_topic(name, rule.change)):
+            yield finding
+
+
+def _cleaned_by(policy: str) -> Rule:
+    return Rule(
+        "cleanup.policy",
+        lambda value: value == policy,
+        policy,
+        Severity.LOSES,
+        "Kafka removes what reliamq still needs.",
+        f"cleanup.policy={policy}",
+    )
 
 
 def _enough_in_sync(settings: KafkaSettings) -> Rule:

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from reliamq.spi import BrokerUnavailable, DeadLetterRecord, Outcome, Rejection, RejectionReason
+from reliamq_kafka.catalog.own_topics import DEAD_LETTERS_TOPIC
 from reliamq_kafka.catalog.tables import Row, Table, TableWriter, open_writer
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, open_admin
 from reliamq_kafka.wire.records import OURS, Headers, headers_of, message_of
 
-__all__ = ["DEAD_LETTERS_TOPIC", "KafkaDeadLetters", "dead_letters_table", "open_dead_letters"]
+__all__ = ["KafkaDeadLetters", "dead_letters_table", "open_dead_letters"]
 
-DEAD_LETTERS_TOPIC = "reliamq.dead-letters"
 LARGEST_ROW = 99 * 1024 * 1024
 """A request to Kafka can have 100 MiB: what fits into a topic fits here too, with why it died beside it."""
 LONGEST_TEXT = 256 * 1024

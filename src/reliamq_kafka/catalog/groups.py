@@ -14,13 +14,13 @@ from datetime import timedelta
 from pydantic import BaseModel, ValidationError
 
 from reliamq.spi import BrokerUnavailable
+from reliamq_kafka.catalog.own_topics import GROUPS_TOPIC
 from reliamq_kafka.catalog.tables import Row, Table, open_writer
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
 
-__all__ = ["GROUPS_TOPIC", "DeclaredGroup", "Groups", "retention_of"]
+__all__ = ["DeclaredGroup", "Groups", "retention_of"]
 
-GROUPS_TOPIC = "reliamq.groups"
 LARGEST_ROW = 1024 * 1024
 
 

@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.admin import NewTopic
-from aiokafka.errors import InvalidReplicationFactorError, KafkaTimeoutError
+from aiokafka.errors import KafkaTimeoutError
 
 from reliamq.spi import BrokerUnavailable, Confirmation, Outcome
+from reliamq_kafka.catalog.own_topics import TABLE, create_own_topic
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
 from reliamq_kafka.wire.consumers import ANSWER_SECONDS, bounded, open_consumer
@@ -51,26 +51,10 @@ class Table:
         self._admin, self._settings, self.name, self.largest = admin, settings, name, largest
 
     async def create(self) -> None:
-        """Have the topic, ready for writing.  Raises BrokerUnavailable.
-
-        It has the replicas that the settings ask for, and only on a cluster that has fewer brokers one on each.
-        """
+        """Have the topic, ready for writing.  Raises BrokerUnavailable."""
         async with bounded(self._settings, f"creating {self.name}", 2 * ANSWER_SECONDS):
-            if await self._admin.partitions(self.name) is None:
-                try:
-                    await self._admin.create(self._topic(self._settings.replication_factor))
-                except InvalidReplicationFactorError:
-                    await self._admin.create(self._topic(len(await self._admin.brokers())))
-            await self._admin.led_partitions(self.name)
-
-    def _topic(self, replicas: int) -> NewTopic:
-        configs = {
-            "cleanup.policy": "compact",
-            "min.insync.replicas": str(min(self._settings.min_insync_replicas, replicas)),
-            "unclean.leader.election.enable": "false",
-            "max.message.bytes": str(self.largest),
-        }
-        return NewTopic(self.name, 1, replicas, topic_configs=configs)
+            configs = {"cleanup.policy": TABLE, "max.message.bytes": str(self.largest)}
+            await create_own_topic(self._admin, self._settings, self.name, 1, configs)
 
     async def rows(self, wanted: Callable[[bytes], bool] = lambda key: True) -> Sequence[Row]:
         """The rows with a wanted key, in the order in which they were put; none without the topic.

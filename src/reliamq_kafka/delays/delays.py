@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import anyio
-from aiokafka.admin import NewTopic
-from aiokafka.errors import InvalidReplicationFactorError
 
 from reliamq.spi import Confirmation, Outcome
+from reliamq_kafka.catalog.own_topics import DELAYS_TOPIC, KEPT, LOG, create_own_topic
 from reliamq_kafka.delays.delayed import PARTITIONS, first_wait, original
 from reliamq_kafka.delays.mover import Mover
 from reliamq_kafka.settings import KafkaSettings
@@ -29,9 +28,8 @@ from reliamq_kafka.wire.partition_queue import Sending
 from reliamq_kafka.wire.progress import Attempts
 from reliamq_kafka.wire.records import Record
 
-__all__ = ["DELAYS_TOPIC", "Delays", "Postponement", "SharedDelays", "open_delays"]
+__all__ = ["Delays", "Postponement", "SharedDelays", "open_delays"]
 
-DELAYS_TOPIC = "reliamq.delays"
 LARGEST_RECORD = 99 * 1024 * 1024
 """A request to Kafka can have 100 MiB: what fits into a topic fits here too."""
 SEGMENT_BYTES, SEGMENT_MILLISECONDS = 128 * 1024 * 1024, 24 * 3600 * 1000
@@ -52,31 +50,15 @@ class Postponement:
 
 
 async def create_delays(admin: Admin, settings: KafkaSettings, name: str) -> int:
-    """Have the topic, ready for writing; its partitions.  Raises BrokerUnavailable, KafkaError.
-
-    It has the replicas that the settings ask for, and only on a cluster that has fewer brokers one on each.
-    """
-    if await admin.partitions(name) is None:
-        try:
-            await admin.create(_topic(settings, name, settings.replication_factor))
-        except InvalidReplicationFactorError:
-            await admin.create(_topic(settings, name, len(await admin.brokers())))
-    return len(await admin.led_partitions(name))
-
-
-def _topic(settings: KafkaSettings, name: str, replicas: int) -> NewTopic:
+    """Have the topic, ready for writing; its partitions.  Raises BrokerUnavailable, KafkaError."""
     configs = {
-        "cleanup.policy": "delete",
-        "retention.ms": "-1",
-        "retention.bytes": "-1",
-        "message.timestamp.type": "LogAppendTime",
-        "min.insync.replicas": str(min(settings.min_insync_replicas, replicas)),
-        "unclean.leader.election.enable": "false",
+        "cleanup.policy": LOG,
+        **KEPT,
         "max.message.bytes": str(LARGEST_RECORD),
         "segment.bytes": str(SEGMENT_BYTES),
         "segment.ms": str(SEGMENT_MILLISECONDS),
     }
-    return NewTopic(name, PARTITIONS, replicas, topic_configs=configs)
+    return len(await create_own_topic(admin, settings, name, PARTITIONS, configs))
 
 
 class Delays:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from reliamq.spi import Durability, Finding, Severity, TopicSpec
+from reliamq_kafka.catalog.own_topics import TABLE, copies
 from reliamq_kafka.catalog.topics import OVERHEAD_BYTES
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Partition
@@ -56,8 +57,7 @@ def topic_configs(spec: TopicSpec, settings: KafkaSettings, replicas: int) -> di
     """What it is created with, on so many replicas."""
     return {
         **{setting: value for setting, value, _, _ in REQUIRED},
-        UNCLEAN: "false",
-        "min.insync.replicas": str(min(settings.min_insync_replicas, replicas)),
+        **copies(settings, replicas),
         "max.message.bytes": str(spec.max_message_bytes + OVERHEAD_BYTES),
     }
 
@@ -80,10 +80,10 @@ def table_differences(
 ) -> Iterator[Finding]:
     """Where one of reliamq's own tables is less safe than the topics that need it."""
     subject = f"topic {name}"
-    if live.get("cleanup.policy") != "compact":
+    if live.get("cleanup.policy") != TABLE:
         why = "Kafka removes rows that still count."
         found = live.get("cleanup.policy", "unknown")
-        yield _changed(subject, "cleanup.policy", found, "compact", Severity.LOSES, why)
+        yield _changed(subject, "cleanup.policy", found, TABLE, Severity.LOSES, why)
     yield from _replica_findings(subject, settings, partitions, live)
 
 

@@ -16,7 +16,8 @@ from aiokafka.errors import BrokerResponseError, CommitFailedError
 
 from reliamq.spi import Finding, GroupSpec, Severity, TopicSpec
 from reliamq_kafka.audit.audit import audit
-from reliamq_kafka.catalog.groups import GROUPS_TOPIC, DeclaredGroup, Groups, retention_of
+from reliamq_kafka.catalog.groups import DeclaredGroup, Groups, retention_of
+from reliamq_kafka.catalog.own_topics import GROUPS_TOPIC
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.storage.expectations import (
     differences,
