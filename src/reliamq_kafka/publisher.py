@@ -7,7 +7,6 @@ handed to the client yet is certainly not stored.  How a partition keeps its ord
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,8 +19,8 @@ from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import open_admin
 from reliamq_kafka.wire.errors import fate_of
-from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, Wire, concluded
-from reliamq_kafka.wire.producers import CLOSE_SECONDS, LARGEST_BATCH, open_producers
+from reliamq_kafka.wire.partition_queue import PartitionQueue, PartitionQueues, Sending, Wire, concluded, is_judged
+from reliamq_kafka.wire.producers import LARGEST_BATCH, open_producers
 from reliamq_kafka.wire.records import hash_of, headers_of
 
 __all__ = ["KafkaPublisher", "open_publisher"]
@@ -38,8 +37,8 @@ class KafkaPublisher:
     """
 
     def __init__(self, producers: Wire, topics: KnownTopics, partitions: Mapping[str, int]) -> None:
-        self._producers, self._topics, self._counts = producers, topics, partitions
-        self._queues: dict[tuple[str, int], PartitionQueue] = {}
+        self._topics, self._counts = topics, partitions
+        self._queues = PartitionQueues(producers)
         self._hashes: dict[bytes, int] = {}
         self._doubtful: dict[Name, tuple[Sending, PartitionQueue]] = {}
 
@@ -56,7 +55,7 @@ class KafkaPublisher:
         added: dict[PartitionQueue, list[Sending]] = {}
         facts, topic = None, ""
         for index, message in enumerate(batch):
-            known = self._doubtful.get(_name(message)) if self._doubtful else None
+            known = self._on_its_way(message) if self._doubtful else None
             if known is None:
                 if facts is None or message.topic != topic or message.only_group is not None:
                     topic = message.topic
@@ -79,6 +78,16 @@ class KafkaPublisher:
             outcomes[index] = self._outcome(batch[index], sending, queue)
         return [outcome for outcome in outcomes if outcome is not None]
 
+    def _on_its_way(self, message: Message) -> tuple[Sending, PartitionQueue] | None:
+        """The attempt that is still to end, or has ended for good.  One that must be made again is: what comes with the
+        message now would be stored before it.
+        """
+        known = self._doubtful.get(_name(message))
+        if known is None or known[0].outcome is None or is_judged(known[0].outcome):
+            return known
+        del self._doubtful[_name(message)]
+        return None
+
     def _outcome(self, message: Message, sending: Sending, queue: PartitionQueue) -> Outcome:
         """What became of it.  In doubt it is remembered: who repeats it waits for the attempt that is on its way."""
         outcome = queue.outcome(sending)
@@ -91,12 +100,8 @@ class KafkaPublisher:
         return outcome
 
     def _queue(self, message: Message, facts: TopicFacts) -> PartitionQueue:
-        place = message.topic, self._partition(message, facts.partitions)
-        queue = self._queues.get(place)
-        if queue is None:
-            limit = min(facts.largest, LARGEST_BATCH)
-            queue = self._queues[place] = PartitionQueue(self._producers, *place, limit)
-        return queue
+        partition = self._partition(message, facts.partitions)
+        return self._queues.to(message.topic, partition, min(facts.largest, LARGEST_BATCH))
 
     def _partition(self, message: Message, count: int) -> int:
         """The partition that every Kafka client gives to the key; without a key one by the message's id."""
@@ -110,10 +115,8 @@ class KafkaPublisher:
         return hashed % count
 
     async def close(self) -> None:
-        """Stop what is on its way."""
-        tasks = {task for queue in self._queues.values() if (task := queue.cancel()) is not None}
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        """Stop what is on its way.  Bounded."""
+        await self._queues.close()
         await self._topics.close()
 
 

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ from reliamq_kafka.audit import cluster, topic as topics
 from reliamq_kafka.audit.audit import audit
 from reliamq_kafka.audit.commands import Commands
 from reliamq_kafka.catalog.groups import DeclaredGroup, Groups
-from reliamq_kafka.catalog.own_topics import KEPT, LOG, TABLE, copies
+from reliamq_kafka.catalog.own_topics import DELAYS_TOPIC, GROUPS_TOPIC, KEPT, LOG, TABLE, copies
 from reliamq_kafka.settings import KafkaSettings, read_settings
 from reliamq_kafka.wire.admin import Admin, Broker, Partition, group_id, open_admin
 from reliamq_kafka.wire.log_reader import open_log_reader
@@ -141,17 +140,21 @@ async def test_an_unsafe_setting_is_its_finding_and_the_command_mends_it(
     ],
 )
 def test_an_unsafe_setting_of_a_topic_of_reliamqs_own_is_a_finding(
-    settings: KafkaSettings, commands: Commands, policy: str, change: dict[str, str], severity: Severity
+    settings: KafkaSettings, policy: str, change: dict[str, str], severity: Severity
 ) -> None:
+    name = {TABLE: GROUPS_TOPIC, LOG: DELAYS_TOPIC}[policy]
     sound = {**KEPT, **copies(settings, 3), "cleanup.policy": policy}
-    judged = partial(topics.own_setting_findings, "reliamq.own", policy)
-    assert list(judged(sound, settings, Durability.REPLICATED, commands)) == []
 
-    (finding,) = judged({**sound, **change}, settings, Durability.REPLICATED, commands)
+    def judged(values: dict[str, str]) -> list[Finding]:
+        return topics.own_topic_findings(name, [WHOLE], THREE, values, Durability.REPLICATED, settings)
+
+    assert judged(sound) == []
+
+    (finding,) = judged({**sound, **change})
 
     ((setting, value),) = change.items()
     assert (finding.severity, finding.setting, finding.found) == (severity, setting, value)
-    assert f"--entity-name reliamq.own --alter --add-config {setting}=" in finding.fix
+    assert f"--entity-name {name} --alter --add-config {setting}=" in finding.fix
 
 
 async def test_by_create_time_and_a_retention_clocks_decide_what_is_removed(
@@ -412,6 +415,11 @@ def test_replicas_on_one_rack_lose_and_on_two_are_a_risk(commands: Commands) -> 
     assert of_partitions(commands, [WHOLE], two) == [(RISKS, "racks of replicas", "on two racks (partition 0)")]
 
 
+def test_replicas_that_must_all_be_in_sync_are_a_risk(commands: Commands) -> None:
+    found = of_partitions(commands, [WHOLE], least=3)
+    assert found == [(RISKS, "min.insync.replicas", "3 of 3 replicas (partition 0)")]
+
+
 def test_the_plan_for_other_racks_uses_those_that_there_are(commands: Commands) -> None:
     brokers = [*(replace(broker, rack="r1") for broker in THREE), Broker(4, "d:1", "r2"), Broker(5, "e:1", "r3")]
     (finding,) = topics.partition_findings("t", [WHOLE], brokers, 2, Durability.REPLICATED, commands)
@@ -498,8 +506,12 @@ def test_a_setting_by_which_a_topic_was_made_long_ago_is_a_note(commands: Comman
 def test_this_client_is_judged_by_what_it_uses(settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(cluster.client_findings(settings)) == []
     monkeypatch.setattr(cluster, "SAFE_SENDING", {"acks": 1, "enable_idempotence": True})
-    (finding,) = cluster.client_findings(settings)
-    assert (finding.severity, finding.setting, finding.found) == (LOSES, "acks", "1")
+    monkeypatch.setattr(cluster, "SAFE_READING", {"enable_auto_commit": True, "auto_offset_reset": "latest"})
+    assert [(one.severity, one.setting, one.found) for one in cluster.client_findings(settings)] == [
+        (LOSES, "acks", "1"),
+        (LOSES, "enable_auto_commit", "True"),
+        (LOSES, "auto_offset_reset", "latest"),
+    ]
 
 
 async def test_the_log_is_seen_as_it_is(admin: Admin, settings: KafkaSettings) -> None:

@@ -38,11 +38,13 @@ class Order(BaseModel):
     account: str
 
 
-def make_app(kafka: KafkaCluster, folder: Path, topic: str, *, lease: float = 5.0, **options: object) -> Reliamq:
+def make_app(
+    kafka: KafkaCluster, folder: Path, topic: str, *, lease: float = 5.0, broker: str | None = None, **options: object
+) -> Reliamq:
     kafka_options = {"session_timeout_seconds": SESSION_SECONDS, "rebalance_timeout_seconds": 10, **options}
     return Reliamq(
         Settings(
-            broker=kafka.url,
+            broker=broker or kafka.url,
             database=f"sqlite:///{folder}/database.db",
             worker=WorkerSettings(lease=timedelta(seconds=lease), stop_deadline=timedelta(seconds=10)),
             backends={"kafka": kafka_options},

@@ -6,14 +6,26 @@ The client's own batches, and a producer that answers as real ones did; on a clu
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RequestTimedOutError
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection
-from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, concluded
+from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
+from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
+from reliamq_kafka.publisher import KafkaPublisher
+from reliamq_kafka.wire.partition_queue import ATTEMPTS, PartitionQueue, PartitionQueues, Sending, concluded
+from tests.kafka.conftest import message
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +97,110 @@ async def test_what_cannot_be_written_is_rejected_alone() -> None:
     found = await outcomes_of(Producer(), Sending("a", b"k", b"x", []), wrong, Sending("b", b"k", b"x", []))
 
     assert [type(one) for one in found] == [Confirmation, Rejection, Confirmation]
+
+
+class SlowBatch(BatchBuilder):  # type: ignore[misc]  # the client has no types
+    """Somebody else has the processor while it is filled."""
+
+    def append(self, **record: object) -> object:
+        if self.record_count() == 1:
+            time.sleep(0.1)
+        return super().append(**record)
+
+
+@pytest.mark.parametrize("size", range(900, 930))
+async def test_a_batch_that_is_written_once_more_confirms_no_message_that_it_has_no_room_for(size: int) -> None:
+    producer = Producer(OutOfOrderSequenceNumber())
+    new_batches: list[type[BatchBuilder]] = [BatchBuilder, SlowBatch]
+    producer.new_batch = lambda: (new_batches.pop(0) if new_batches else BatchBuilder)(64 * 1024, 0)  # type: ignore[method-assign]
+
+    found = await outcomes(producer, [size] * 100, limit=64 * 1024)
+
+    assert [type(one) for one in found] == [Confirmation] * 100
+    assert producer.stored == 100
+
+
+async def test_what_is_refused_for_all_that_goes_there_is_tried_once_and_not_message_by_message() -> None:
+    producer = Producer(*[TopicAuthorizationFailedError()] * 20)
+
+    found = await outcomes(producer, [10] * 8)
+
+    assert {one.reason for one in found if isinstance(one, Rejection)} == {RejectionReason.REFUSED}
+    assert (len(found), producer.generation) == (8, 1)
+
+
+async def test_what_never_gets_through_is_given_back_with_all_that_waits_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reliamq_kafka.wire.partition_queue.AGAIN_PAUSE_SECONDS", 0)
+
+    found = await outcomes(Producer(*[CorruptRecordException()] * ATTEMPTS), [900, 900, 900])
+
+    assert [one.reason for one in found if isinstance(one, Rejection)] == [RejectionReason.UNAVAILABLE] * 3
+
+
+async def test_whoever_asks_again_and_again_for_what_hangs_leaves_nothing_behind() -> None:
+    hanging = Sending("1", b"k", b"x", [])
+    for _ in range(3):
+        await concluded([hanging], time.monotonic() + 0.01)
+    assert hanging.waiters == []
+
+
+async def test_a_closed_queue_sends_nothing_and_says_so() -> None:
+    producer = Producer()
+    queues = PartitionQueues(producer)
+    sending = Sending("1", b"k", b"x", [])
+    queue = queues.to("t", 0, 1_000)
+    await queues.close()
+
+    queue.add([sending])
+
+    assert isinstance(sending.outcome, Rejection)
+    assert producer.stored == 0
+
+
+class Topics:
+    """One topic of one partition."""
+
+    async def of(self, topic: str, **_: object) -> TopicFacts:
+        return TopicFacts(1, 1_000_000, frozenset({"g"}))
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_is_repeated_after_a_doubt_is_stored_before_what_comes_with_it() -> None:
+    """P5"""
+    producer = Hanging()
+    publisher = KafkaPublisher(producer, cast(KnownTopics, Topics()), {"t": 1})
+    first, second = message("t", "first"), message("t", "second")
+
+    (hung,) = await publisher.send([first], deadline=time.monotonic() + 0.05)
+    assert isinstance(hung, InDoubt)
+    producer.fail(RequestTimedOutError())
+    await asyncio.sleep(0)
+    outcomes = await publisher.send([first, second], deadline=time.monotonic() + 5)
+
+    assert [type(one) for one in outcomes] == [Confirmation, Confirmation]
+    assert producer.stored == 2
+
+
+class Hanging(Producer):
+    """The first batch is on its way until it is told to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: asyncio.Future[int] | None = asyncio.get_running_loop().create_future()
+
+    async def deliver(self, batch: BatchBuilder, topic: str, partition: int) -> int:
+        if self._first is not None:
+            return await self._first
+        return await super().deliver(batch, topic, partition)
+
+    def fail(self, error: Exception) -> None:
+        assert self._first is not None
+        self._first.set_exception(error)
+        self._first = None
 
 
 async def test_an_error_that_nobody_knows_is_doubt() -> None:

@@ -64,10 +64,9 @@ class _Audit:
         groups = await self._all_groups()
         for spec in topics:
             await self._topic(spec, brokers, groups)
-        for name, policy in POLICIES.items():
-            if await self._internal_topic(name, brokers, durability):
-                await self._own_settings(name, policy, durability)
-        exist = {name: await self._internal_topic(name, brokers, durability) for name in cluster.OWN_TOPICS}
+        for name in POLICIES:
+            await self._own_topic(name, brokers, durability)
+        exist = {name: await self._kafkas_topic(name, brokers, durability) for name in cluster.KAFKAS_TOPICS}
         away = self._holders - {broker.number for broker in brokers}
         subject = f"cluster {self._settings.url}"
         self._findings += cluster.cluster_findings(subject, brokers, durability, away=away)
@@ -203,25 +202,28 @@ class _Audit:
         if values:
             self._findings += cluster.setting_findings(values, rules, durability, self._commands)
 
-    async def _internal_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> bool:
-        """A topic of Kafka's or reliamq's own as it really is.  False: there is none, so nothing is wrong with it."""
+    async def _kafkas_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> bool:
+        """A topic of Kafka's own as it really is.  False: there is none, so nothing is wrong with it."""
         if name == cluster.TRANSACTIONS_TOPIC:
             durability = Durability.DEVELOPMENT  # reliamq uses no transactions; others may
-        resource = f"--topic {name}"
-        partitions = await self._seen(
-            self._admin.partitions(name), f"topic {name}", "partitions", ("Describe", resource)
-        )
-        self._note_holders(partitions)
+        partitions = await self._copies(name)
         if partitions is not None:
             self._findings += topics.partition_findings(
                 name, partitions, brokers, LEAST_IN_SYNC, durability, self._commands
             )
         return partitions is not None
 
-    async def _own_settings(self, name: str, policy: str, durability: Durability) -> None:
-        """The settings of a topic of reliamq's own."""
+    async def _own_topic(self, name: str, brokers: Sequence[Broker], durability: Durability) -> None:
+        """A topic of reliamq's own, if it is there."""
+        partitions = await self._copies(name)
+        if partitions is None:
+            return
         permission = ("DescribeConfigs", f"--topic {name}")
-        values = await self._seen(self._admin.topic_settings(name), f"topic {name}", "settings", permission)
-        self._findings += topics.own_setting_findings(
-            name, policy, values or {}, self._settings, durability, self._commands
-        )
+        values = await self._seen(self._admin.topic_settings(name), f"topic {name}", "settings", permission) or {}
+        self._findings += topics.own_topic_findings(name, partitions, brokers, values, durability, self._settings)
+
+    async def _copies(self, name: str) -> Sequence[Partition] | None:
+        permission = ("Describe", f"--topic {name}")
+        partitions = await self._seen(self._admin.partitions(name), f"topic {name}", "partitions", permission)
+        self._note_holders(partitions)
+        return partitions

@@ -10,11 +10,12 @@ from reliamq_kafka.audit.rules import Rule, at_least, is_not, weighed
 from reliamq_kafka.audit.topic import REPLICAS
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Broker
+from reliamq_kafka.wire.consumers import SAFE_READING
 from reliamq_kafka.wire.producers import SAFE_SENDING
 
 __all__ = [
+    "KAFKAS_TOPICS",
     "OFFSETS_TOPIC",
-    "OWN_TOPICS",
     "TRANSACTIONS_TOPIC",
     "client_findings",
     "cluster_findings",
@@ -25,7 +26,7 @@ __all__ = [
 BrokerValues = Mapping[int, Mapping[str, str | None]]
 """Settings by the broker's number."""
 OFFSETS_TOPIC, TRANSACTIONS_TOPIC = "__consumer_offsets", "__transaction_state"
-OWN_TOPICS = {
+KAFKAS_TOPICS = {
     OFFSETS_TOPIC: "offsets.topic.replication.factor",
     TRANSACTIONS_TOPIC: "transaction.state.log.replication.factor",
 }
@@ -121,7 +122,7 @@ def cluster_findings(
 
 def setting_rules(largest_batch: int, own_topics: Mapping[str, bool]) -> tuple[Rule, ...]:
     """largest_batch: the largest max.message.bytes of the topics.  own_topics: Kafka's own, and whether they exist."""
-    own = (_replication_rule(OWN_TOPICS[name], exists) for name, exists in own_topics.items())
+    own = (_replication_rule(KAFKAS_TOPICS[name], exists) for name, exists in own_topics.items())
     return (*RULES, _request_rule(largest_batch), *own)
 
 
@@ -190,12 +191,17 @@ def _untold_findings(values: BrokerValues, rules: Sequence[Rule], commands: Comm
 def client_findings(settings: KafkaSettings) -> Iterator[Finding]:
     """What this client does by itself, from the constants that it uses."""
     subject = "this client"
-    for name, required in (("acks", "all"), ("enable_idempotence", True)):
-        found = SAFE_SENDING.get(name)
-        if found != required:
-            why = "Confirmations come before the replicas have the message, or its retries double and reorder."
-            fix = "Put it right in reliamq_kafka.wire.producers; it is no setting."
-            yield Finding(Severity.LOSES, subject, name, str(found), str(required), why, fix)
+    early = "Confirmations come before the replicas have the message, or its retries double and reorder."
+    skipped = "What was handed out and not handled yet, or what was there before the group, is skipped."
+    for used, name, required, why in (
+        (SAFE_SENDING, "acks", "all", early),
+        (SAFE_SENDING, "enable_idempotence", True, early),
+        (SAFE_READING, "enable_auto_commit", False, skipped),
+        (SAFE_READING, "auto_offset_reset", "earliest", skipped),
+    ):
+        if used.get(name) != required:
+            fix = "Put it right in reliamq_kafka.wire; it is no setting."
+            yield Finding(Severity.LOSES, subject, name, str(used.get(name)), str(required), why, fix)
     if settings.username is not None and not settings.tls:
         why = "Who listens on the network reads user, password and messages, and can publish and settle in their name."
         yield Finding(Severity.NOTE, subject, "tls", "off", "on where there is a password", why, "Use kafkas://.")

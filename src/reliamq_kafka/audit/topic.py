@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from reliamq.spi import Durability, Finding, Severity, TopicSpec
 from reliamq_kafka.audit.commands import Commands
 from reliamq_kafka.audit.rules import Rule, at_least, is_not, weighed
-from reliamq_kafka.catalog.own_topics import LOG
+from reliamq_kafka.catalog.own_topics import LOG, POLICIES
 from reliamq_kafka.catalog.topics import OVERHEAD_BYTES
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Broker, Partition
 
-__all__ = ["REPLICAS", "missing_topic", "own_setting_findings", "partition_findings", "setting_findings"]
+__all__ = ["REPLICAS", "missing_topic", "own_topic_findings", "partition_findings", "setting_findings"]
 
 REPLICAS = 3
 """Three, so that one may be away and the other two still confirm."""
@@ -70,7 +70,23 @@ def setting_findings(
     yield from _timestamp_findings(spec, values, commands)
 
 
-def own_setting_findings(
+def own_topic_findings(
+    name: str,
+    partitions: Sequence[Partition],
+    brokers: Sequence[Broker],
+    values: Mapping[str, str | None],
+    durability: Durability,
+    settings: KafkaSettings,
+) -> list[Finding]:
+    """A topic of reliamq's own.  values: its effective settings."""
+    commands = Commands(settings)
+    return [
+        *partition_findings(name, partitions, brokers, IN_SYNC, durability, commands),
+        *_own_setting_findings(name, POLICIES[name], values, settings, durability, commands),
+    ]
+
+
+def _own_setting_findings(
     name: str,
     policy: str,
     values: Mapping[str, str | None],
@@ -78,7 +94,6 @@ def own_setting_findings(
     durability: Durability,
     commands: Commands,
 ) -> Iterator[Finding]:
-    """The effective settings of a topic of reliamq's own.  policy: its ``cleanup.policy``."""
     for rule in (_enough_in_sync(settings), CLEAN_ELECTION, _cleaned_by(policy), *(KEPT if policy == LOG else ())):
         if finding := rule.judge(values, f"topic {name}", durability, commands.set_on_topic(name, rule.change)):
             yield finding
@@ -149,6 +164,7 @@ def partition_findings(
     least_in_sync: the topic's min.insync.replicas.
     """
     yield from _replica_findings(topic, partitions, brokers, durability, commands)
+    yield from _spare_findings(topic, partitions, least_in_sync, durability, commands)
     yield from _state_findings(topic, partitions, least_in_sync, durability)
 
 
@@ -181,6 +197,20 @@ def _replica_findings(
         if near:
             fix = commands.reassign(topic, near[0].number, _spread_replicas(near[0].replicas, brokers))
             yield _rack_finding(subject, near, spread, durability, fix)
+
+
+def _spare_findings(
+    topic: str, partitions: Sequence[Partition], least_in_sync: int, durability: Durability, commands: Commands
+) -> Iterator[Finding]:
+    """Whether a broker may be away."""
+    tight = [part for part in partitions if REPLICAS <= len(part.replicas) <= least_in_sync]
+    if tight:
+        found = f"{least_in_sync} of {len(tight[0].replicas)} replicas ({_numbers(tight)})"
+        why = "Each broker that is away, for a restart even, stops publishing to them; nothing is lost."
+        fix = commands.set_on_topic(topic, f"min.insync.replicas={IN_SYNC}") + ", or give it more replicas."
+        severity = weighed(Severity.RISKS, durability)
+        required = "fewer than there are replicas"
+        yield Finding(severity, f"topic {topic}", "min.insync.replicas", found, required, why, fix)
 
 
 def _racks_of(partition: Partition, racks: Mapping[int, str | None]) -> int | None:

@@ -7,7 +7,6 @@ What rows mean is left to who owns the table.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,8 +20,8 @@ from reliamq_kafka.catalog.own_topics import TABLE, create_own_topic
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
 from reliamq_kafka.wire.consumers import ANSWER_SECONDS, bounded, open_consumer
-from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, Wire, concluded
-from reliamq_kafka.wire.producers import CLOSE_SECONDS, LARGEST_BATCH, open_producers
+from reliamq_kafka.wire.partition_queue import PartitionQueues, Sending, Wire, concluded
+from reliamq_kafka.wire.producers import LARGEST_BATCH, open_producers
 from reliamq_kafka.wire.records import Headers
 
 __all__ = ["Row", "Table", "TableWriter", "open_writer"]
@@ -123,7 +122,8 @@ class TableWriter:
 
     def __init__(self, wire: Wire, table: Table, settings: KafkaSettings) -> None:
         self._table, self._settings = table, settings
-        self._queue = PartitionQueue(wire, table.name, 0, min(LARGEST_BATCH, table.largest))
+        self._queues = PartitionQueues(wire)
+        self._queue = self._queues.to(table.name, 0, min(LARGEST_BATCH, table.largest))
 
     async def write(self, rows: Sequence[Row], *, names: Sequence[str] = (), deadline: float) -> Sequence[Outcome]:
         """Store rows; an outcome for each, in order, with the meaning of :meth:`reliamq.spi.Publisher.send`.
@@ -150,10 +150,8 @@ class TableWriter:
         await self.put([Row(key, None, []) for key in keys])
 
     async def close(self) -> None:
-        """Stop what is on its way."""
-        task = self._queue.cancel()
-        if task is not None:
-            await asyncio.wait([task], timeout=CLOSE_SECONDS)
+        """Stop what is on its way; it may be stored.  Bounded."""
+        await self._queues.close()
 
 
 @asynccontextmanager

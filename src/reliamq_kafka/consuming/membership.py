@@ -29,7 +29,8 @@ from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_
 from reliamq_kafka.consuming.window import Window, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
-from reliamq_kafka.wire.consumers import stop_in_time
+from reliamq_kafka.wire.closing import close_in_time, to_its_end
+from reliamq_kafka.wire.consumers import SAFE_READING
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
@@ -145,7 +146,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             await self._fetch_until_idle(consumer)
         finally:
             # Cancelled here or before: what is handed out is given back, and others can have it at once (C8).
-            await _to_its_end(asyncio.ensure_future(self._leave(consumer)))
+            await to_its_end(self._leave(consumer))
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         class Sticky(StickyPartitionAssignor):  # type: ignore[misc]  # the client has no types
@@ -156,8 +157,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             **settings.connection(),
             group_id=self._group,
             group_instance_id=settings.member_name,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            **SAFE_READING,
             partition_assignment_strategy=(Sticky,),
             session_timeout_ms=session,
             heartbeat_interval_ms=session // HEARTBEATS_PER_SESSION,
@@ -220,7 +220,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         await self._write_all()
         self._drop(list(self.windows))
         self.commits.consumer = None
-        await stop_in_time(consumer)
+        await close_in_time(consumer.stop(), f"the member of group {self._group}")
 
     # --- partitions come and go ------------------------------------------------------------------------------------
 
@@ -341,18 +341,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             self.windows.pop(number, None)
         self.commits.forget(partitions)
         self.changed.set()
-
-
-async def _to_its_end(task: asyncio.Task[None]) -> None:
-    """Wait for a task that must not be broken off, also when this one is cancelled meanwhile."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
 
 
 def _unavailable(url: str, error: Exception) -> BrokerUnavailable:

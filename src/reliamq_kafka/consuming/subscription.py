@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeGuard
 
 import anyio
@@ -27,7 +27,7 @@ from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.storage.retention import trim_topic
 from reliamq_kafka.wire.admin import Admin, open_admin
 from reliamq_kafka.wire.progress import Attempts
-from reliamq_kafka.wire.records import Record, message_of
+from reliamq_kafka.wire.records import Record, message_of, readable, time_of
 
 __all__ = ["KafkaSubscription", "open_subscription"]
 
@@ -290,9 +290,10 @@ def _message(topic: str, partition: int, record: Record) -> Message:
             id=f"{topic}/{partition}/{record.offset}",
             type="",
             source="kafka",
-            time=datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC),
+            time=time_of(record.timestamp),
             key=record.key,
             content_type="application/octet-stream",
+            headers=readable(record.headers),
         )
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 
-from reliamq.spi import Confirmation
+from reliamq.spi import BrokerUnavailable, Confirmation
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
 from reliamq_kafka.delays.delayed import Delayed, due_at, original, returning
@@ -23,7 +24,7 @@ from reliamq_kafka.wire.lines import Addressed, Lines
 from reliamq_kafka.wire.partition_queue import Sending
 from reliamq_kafka.wire.records import hash_of
 
-__all__ = ["Carrier"]
+__all__ = ["Carrier", "open_carrier"]
 
 logger = logging.getLogger("reliamq.kafka")
 TURNED_AWAY_SECONDS = 64
@@ -33,9 +34,9 @@ TURNED_AWAY_SECONDS = 64
 class Carrier:
     """name: of the topic of delays, which is there."""
 
-    def __init__(self, admin: Admin, settings: KafkaSettings, lines: Lines, name: str) -> None:
-        self._admin, self._settings, self._lines, self._name = admin, settings, lines, name
-        self._topics = KnownTopics(admin, Groups(admin, settings))
+    def __init__(self, admin: Admin, settings: KafkaSettings, lines: Lines, topics: KnownTopics, name: str) -> None:
+        self._admin, self._settings, self._lines = admin, settings, lines
+        self._topics, self._name = topics, name
         self._partitions = self._turn = 0
 
     async def carry(self, records: Sequence[ConsumerRecord], now: float) -> Sequence[bool]:
@@ -84,8 +85,9 @@ class Carrier:
 
     async def _facts(self, delayed: Delayed, began: float) -> TopicFacts | None:
         try:
-            return await self._topics.of(delayed.topic, group=delayed.group, since=began)
-        except KafkaError as error:  # not permitted, say: this topic's records must not hold up others
+            deadline = began + self._settings.request_timeout_seconds
+            return await self._topics.of(delayed.topic, group=delayed.group, since=began, deadline=deadline)
+        except (KafkaError, BrokerUnavailable) as error:  # not permitted, no answer: it must not hold up others
             logger.warning("%s: cannot look at topic '%s': %r", self._name, delayed.topic, error)
             return None
 
@@ -119,3 +121,13 @@ def _read(record: ConsumerRecord, now: float) -> Delayed | None:
         logger.error("%s: nobody of reliamq postponed this record, it is left out: %r", place, error)
         return None
     return delayed.late(now - due_at(record.partition, record.timestamp))
+
+
+@asynccontextmanager
+async def open_carrier(admin: Admin, settings: KafkaSettings, lines: Lines, name: str) -> AsyncIterator[Carrier]:
+    """Stops asking for topics at the end.  name: of the topic of delays, which is there."""
+    topics = KnownTopics(admin, Groups(admin, settings))
+    try:
+        yield Carrier(admin, settings, lines, topics, name)
+    finally:
+        await topics.close()

@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from reliamq.spi import BrokerUnavailable
-from reliamq_kafka.delays.carrier import Carrier
+from reliamq_kafka.delays.carrier import Carrier, open_carrier
 from reliamq_kafka.delays.shift import open_shift
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, open_admin
@@ -96,8 +96,11 @@ class Mover:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _move(self) -> None:
-        async with open_admin(self._settings) as admin, open_consumer(self._settings) as looker:
-            carrier = Carrier(admin, self._settings, self._lines, self._name)
+        async with (
+            open_admin(self._settings) as admin,
+            open_consumer(self._settings) as looker,
+            open_carrier(admin, self._settings, self._lines, self._name) as carrier,
+        ):
             while True:
                 found = await self._look(admin, looker)
                 if found is None or found.empty:

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 
 import aiokafka
-import anyio
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
@@ -25,7 +24,8 @@ from reliamq_kafka.delays.carrier import Carrier
 from reliamq_kafka.delays.delayed import due_at
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
-from reliamq_kafka.wire.consumers import ANSWER_SECONDS, bounded, stop_in_time
+from reliamq_kafka.wire.closing import close_in_time
+from reliamq_kafka.wire.consumers import ANSWER_SECONDS, SAFE_READING, bounded
 
 __all__ = ["Shift", "open_shift"]
 
@@ -151,10 +151,6 @@ class Shift(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the cl
             self._held[part.partition] = deque()
         self._assigned = ()
 
-    async def leave(self) -> None:
-        """Leave the group; bounded."""
-        await stop_in_time(self._consumer)
-
 
 def _due(number: int, held: deque[ConsumerRecord], now: float) -> list[ConsumerRecord]:
     return list(takewhile(lambda record: due_at(number, record.timestamp) <= now, held))
@@ -167,8 +163,7 @@ async def open_shift(admin: Admin, settings: KafkaSettings, name: str, carrier: 
     consumer = AIOKafkaConsumer(
         **settings.connection(),
         group_id=name,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
+        **SAFE_READING,
         partition_assignment_strategy=(RoundRobinPartitionAssignor,),  # the sticky one keeps its memory in the class
         session_timeout_ms=session,
         heartbeat_interval_ms=session // 10,
@@ -182,6 +177,4 @@ async def open_shift(admin: Admin, settings: KafkaSettings, name: str, carrier: 
             await consumer.start()
         yield shift
     finally:
-        leaving = asyncio.ensure_future(shift.leave())
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({leaving})
+        await close_in_time(consumer.stop(), f"the member of group {name}")

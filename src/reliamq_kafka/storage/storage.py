@@ -14,8 +14,9 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.errors import BrokerResponseError, CommitFailedError
 
-from reliamq.spi import Finding, GroupSpec, Severity, TopicSpec
+from reliamq.spi import Durability, Finding, GroupSpec, Severity, TopicSpec
 from reliamq_kafka.audit.audit import audit
+from reliamq_kafka.audit.topic import own_topic_findings
 from reliamq_kafka.catalog.groups import DeclaredGroup, Groups, retention_of
 from reliamq_kafka.catalog.own_topics import GROUPS_TOPIC
 from reliamq_kafka.settings import KafkaSettings
@@ -23,10 +24,9 @@ from reliamq_kafka.storage.expectations import (
     differences,
     is_replicated,
     retention_difference,
-    table_differences,
     topic_configs,
 )
-from reliamq_kafka.wire.admin import Admin, Partition, open_admin
+from reliamq_kafka.wire.admin import Admin, Broker, Partition, open_admin
 from reliamq_kafka.wire.consumers import ANSWER_SECONDS, bounded, open_consumer
 
 __all__ = ["KafkaStorage", "open_storage"]
@@ -44,22 +44,25 @@ class KafkaStorage:
         if not topics:
             return ()
         await self._groups.create()
-        findings: list[Finding] = []
-        if any(is_replicated(spec) for spec in topics):
-            async with bounded(self._settings, f"looking at {GROUPS_TOPIC}", 2 * ANSWER_SECONDS):
-                partitions = await self._admin.led_partitions(GROUPS_TOPIC)
-                live = await self._admin.topic_settings(GROUPS_TOPIC)
-            findings += table_differences(GROUPS_TOPIC, self._settings, partitions, live)
+        brokers = await self._admin.brokers()
+        async with bounded(self._settings, f"looking at {GROUPS_TOPIC}", 2 * ANSWER_SECONDS):
+            findings = await self._look_at_groups(brokers, max(spec.durability for spec in topics))
         for spec in topics:
             async with bounded(self._settings, f"declaring topic {spec.name}", 3 * ANSWER_SECONDS):
-                findings += await self._declare(spec)
+                findings += await self._declare(spec, brokers)
         return findings
 
     async def audit(self, topics: Sequence[TopicSpec]) -> Sequence[Finding]:
         """Read the live values; see the contract."""
         return await audit(self._admin, self._settings, topics)
 
-    async def _declare(self, spec: TopicSpec) -> Sequence[Finding]:
+    async def _look_at_groups(self, brokers: Sequence[Broker], durability: Durability) -> list[Finding]:
+        """The table of groups must be as safe as the topics that need it."""
+        partitions = await self._admin.led_partitions(GROUPS_TOPIC)
+        live = await self._admin.topic_settings(GROUPS_TOPIC)
+        return own_topic_findings(GROUPS_TOPIC, partitions, brokers, live, durability, self._settings)
+
+    async def _declare(self, spec: TopicSpec, brokers: Sequence[Broker]) -> Sequence[Finding]:
         if await self._admin.partitions(spec.name) is None:
             try:
                 await self._create(spec)
@@ -70,7 +73,7 @@ class KafkaStorage:
         known = await self._groups.of(spec.name)
         declared = await self._declare_groups(spec, partitions, known)
         return [
-            *differences(spec, self._settings, partitions, live),
+            *differences(spec, self._settings, partitions, brokers, live),
             *retention_difference(spec, retention_of(declared)),
         ]
 

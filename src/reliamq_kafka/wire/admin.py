@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
@@ -23,6 +23,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.wire.closing import close_in_time
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]
@@ -70,9 +71,7 @@ class Admin:
         """The topic's partitions by number; None when there is no such topic."""
 
         async def ask() -> Sequence[Partition] | None:
-            # The client's own question would have a broker with auto.create.topics.enable make the topic.
-            question = MetadataRequest([topic], allow_auto_topic_creation=False)
-            (found,) = (await self._client._send_request(question)).to_object()["topics"]
+            (found,) = await self._described([topic])
             error = for_code(found["error_code"])
             if error is UnknownTopicOrPartitionError:
                 return None
@@ -89,10 +88,15 @@ class Admin:
         """How many partitions each of these topics has; one that is not there is left out."""
 
         async def ask() -> dict[str, int]:
-            found = await self._client.describe_topics(list(topics)) if topics else ()
+            found = await self._described(topics) if topics else ()
             return {each["topic"]: len(each["partitions"]) for each in found if not each["error_code"]}
 
         return await self._answered(ask)
+
+    async def _described(self, topics: Sequence[str]) -> Sequence[dict[str, Any]]:
+        # The client's own question would have a broker with auto.create.topics.enable make the topics.
+        question = MetadataRequest(list(topics), allow_auto_topic_creation=False)
+        return (await self._client._send_request(question)).to_object()["topics"]  # type: ignore[no-any-return]
 
     async def topic_settings(self, topic: str) -> dict[str, str]:
         """The topic's effective settings."""
@@ -228,4 +232,4 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
             raise await unreachable(settings, error) from error
         yield Admin(client, settings)
     finally:
-        await client.close()
+        await close_in_time(client.close(), "an admin client")

@@ -1,13 +1,13 @@
 """Consumers that belong to no group's members: for looking at a log, and for writing a group's first offsets.
 
-Partitions are assigned by hand, so nothing is rebalanced by them.  Every use is bounded, and no exception of the client
-leaves it.
+Partitions are assigned by hand, so nothing is rebalanced by them.  Connecting and closing are bounded here, what is
+done between by who does it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer
@@ -15,12 +15,14 @@ from aiokafka.errors import KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.wire.closing import close_in_time
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
-__all__ = ["ANSWER_SECONDS", "bounded", "open_consumer", "stop_in_time"]
+__all__ = ["ANSWER_SECONDS", "SAFE_READING", "bounded", "open_consumer"]
 
 ANSWER_SECONDS = 30.0
-CLOSE_SECONDS = 5.0
+SAFE_READING: Mapping[str, object] = {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
+"""Nothing is committed that was not handled, and nothing is skipped; the audit looks at it too."""
 
 
 @asynccontextmanager
@@ -36,23 +38,13 @@ async def bounded(settings: KafkaSettings, what: str, seconds: float = ANSWER_SE
         raise BrokerUnavailable(settings.url, f"{what}: {error!r}") from error
 
 
-async def stop_in_time(consumer: AIOKafkaConsumer) -> None:
-    """Have a member leave its group; where its coordinator does not answer, its session ends by itself."""
-    stopping = asyncio.ensure_future(consumer.stop())
-    _, late = await asyncio.wait({stopping}, timeout=CLOSE_SECONDS)
-    for task in late:
-        task.cancel()
-
-
 @asynccontextmanager
 async def open_consumer(settings: KafkaSettings, group_id: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
     """Connect and close.  Raises BrokerUnavailable.
 
     group_id: whose offsets it may write; it does not become a member.
     """
-    consumer = AIOKafkaConsumer(
-        **settings.connection(), group_id=group_id, enable_auto_commit=False, auto_offset_reset="earliest"
-    )
+    consumer = AIOKafkaConsumer(**settings.connection(), **SAFE_READING, group_id=group_id)
     try:
         async with bounded(settings, "connecting"):
             try:
@@ -61,4 +53,4 @@ async def open_consumer(settings: KafkaSettings, group_id: str | None = None) ->
                 raise await unreachable(settings, error) from error
         yield consumer
     finally:
-        await consumer.stop()
+        await close_in_time(consumer.stop(), "a consumer")

@@ -1,7 +1,7 @@
 """What the client's exceptions mean for a batch that was sent.
 
-A table, tried top to bottom, the most specific first.  Three meanings: certainly not stored, and the broker has judged
-it; certainly not stored, and another attempt may do; unknown.  Which messages of a batch are to blame is found out by
+A table, tried top to bottom, the most specific first.  Three meanings: not stored, and the broker has judged it; not
+stored, and another attempt may do; unknown.  Which messages of a batch are to blame is found out by
 the publisher.
 """
 

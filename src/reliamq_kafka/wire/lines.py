@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from reliamq.spi import Outcome
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.consumers import bounded
-from reliamq_kafka.wire.partition_queue import PartitionQueue, Sending, concluded
-from reliamq_kafka.wire.producers import CLOSE_SECONDS, LARGEST_BATCH, Producers
+from reliamq_kafka.wire.partition_queue import PartitionQueues, Sending, concluded
+from reliamq_kafka.wire.producers import LARGEST_BATCH, Producers
 
 __all__ = ["Addressed", "Lines"]
 
@@ -36,8 +36,8 @@ class Lines:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producers: Producers | None = None
+        self._queues: PartitionQueues | None = None
         self._connecting = asyncio.Lock()
-        self._queues: dict[tuple[str, int], PartitionQueue] = {}
 
     async def send(self, batch: Sequence[Addressed], *, deadline: float) -> Sequence[Outcome]:
         """Store records; an outcome for each, in order, with the meaning of :meth:`reliamq.spi.Publisher.send`.
@@ -47,31 +47,24 @@ class Lines:
         """
         if not batch:
             return ()
-        producers = await self._connected(deadline)
-        queues = [self._queue(producers, one) for one in batch]
+        known = await self._connected(deadline)
+        queues = [known.to(one.topic, one.partition, min(one.largest, LARGEST_BATCH)) for one in batch]
         for queue, one in zip(queues, batch, strict=True):
             queue.add([one.sending])
         await concluded([one.sending for one in batch], deadline)
         return [queue.outcome(one.sending) for queue, one in zip(queues, batch, strict=True)]
 
-    def _queue(self, producers: Producers, one: Addressed) -> PartitionQueue:
-        place = one.topic, one.partition
-        if place not in self._queues:
-            self._queues[place] = PartitionQueue(producers, *place, min(one.largest, LARGEST_BATCH))
-        return self._queues[place]
-
-    async def _connected(self, deadline: float) -> Producers:
+    async def _connected(self, deadline: float) -> PartitionQueues:
         async with bounded(self._settings, "connecting", deadline - time.monotonic()), self._connecting:
-            if self._producers is None:
+            if self._queues is None:
                 producers = Producers(self._settings)
                 await producers.start()
-                self._producers = producers
-            return self._producers
+                self._producers, self._queues = producers, PartitionQueues(producers)
+            return self._queues
 
     async def close(self) -> None:
         """Stop what is on its way; it may be stored.  Bounded."""
-        tasks = {task for queue in self._queues.values() if (task := queue.cancel()) is not None}
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        if self._queues is not None:
+            await self._queues.close()
         if self._producers is not None:
             await self._producers.stop()

@@ -6,12 +6,15 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.wire.closing import close_in_time
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
+from reliamq_kafka.wire.consumers import SAFE_READING
+from reliamq_kafka.wire.records import time_of
 
 __all__ = ["Bounds", "LogReader", "open_log_reader"]
 
@@ -52,7 +55,7 @@ class LogReader:
         deadline = time.monotonic() + self._seconds
         while len(found) < len(places) and time.monotonic() < deadline:
             for place, records in (await self._consumer.getmany(timeout_ms=POLL_MILLISECONDS)).items():
-                found.setdefault(place.partition, datetime.fromtimestamp(records[0].timestamp / 1000, UTC))
+                found.setdefault(place.partition, time_of(records[0].timestamp))
                 self._consumer.pause(place)
         return found
 
@@ -62,8 +65,7 @@ async def open_log_reader(settings: KafkaSettings) -> AsyncIterator[LogReader]:
     """Connect.  Raises BrokerUnavailable."""
     consumer = AIOKafkaConsumer(
         **settings.connection(),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",  # what was just removed cannot be read; the next one is
+        **SAFE_READING,  # what was just removed cannot be read; the next one is
         max_partition_fetch_bytes=FETCH_BYTES,
     )
     try:
@@ -73,4 +75,4 @@ async def open_log_reader(settings: KafkaSettings) -> AsyncIterator[LogReader]:
             raise await unreachable(settings, error) from error
         yield LogReader(consumer, settings.request_timeout_seconds)
     finally:
-        await consumer.stop()
+        await close_in_time(consumer.stop(), "a consumer")

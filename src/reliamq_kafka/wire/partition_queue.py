@@ -1,7 +1,8 @@
 """What is on its way to one partition: one client batch after another, so that order holds through every failure (P5).
 
-A batch that was definitely refused is halved until the messages to blame are found; its neighbours are stored.  What
-became of a message is noted on it as soon as it is known, also long after its caller stopped waiting.
+A batch that was definitely refused because of a message in it is halved until the messages to blame are found; its
+neighbours are stored.  What became of a message is noted on it as soon as it is known, also long after its caller
+stopped waiting.
 """
 
 from __future__ import annotations
@@ -16,26 +17,31 @@ from typing import Protocol
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
+from reliamq_kafka.wire.closing import CLOSE_SECONDS
 from reliamq_kafka.wire.errors import Fate, fate_of
 from reliamq_kafka.wire.records import Headers
 
-__all__ = ["PartitionQueue", "Sending", "Wire", "concluded"]
+__all__ = ["PartitionQueue", "PartitionQueues", "Sending", "Wire", "concluded", "is_judged"]
 
-AGAIN_PAUSE_SECONDS = 0.1
+ATTEMPTS, AGAIN_PAUSE_SECONDS = 8, 0.1
+"""Of a batch that was not stored through no fault of its own; the pause grows by as much each time."""
+ONE_TO_BLAME = frozenset({RejectionReason.TOO_LARGE, RejectionReason.INVALID})
+"""Verdicts on a message; any other is one on all that goes there."""
 
 
 class Sending:
     """One record on its way.  outcome: None until it is known.  handed: the client has it, or had it.
 
     message_id: by which its outcome names it.  value: None removes the key from a compacted topic.
+    timestamp: milliseconds, the same each time that it is written, so that what fitted into a batch once fits again.
     """
 
-    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "value", "waiters")
+    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "timestamp", "value", "waiters")
 
     def __init__(self, message_id: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         self.message_id, self.key, self.value, self.headers = message_id, key, value, headers
         self.outcome: Outcome | None = None
-        self.handed = False
+        self.handed, self.timestamp = False, 0
         self.waiters: list[Waiter] = []
 
     def conclude(self, outcome: Outcome) -> None:
@@ -68,9 +74,14 @@ async def concluded(sendings: Sequence[Sending], deadline: float) -> None:
     waiter = Waiter(len(open_ones))
     for sending in open_ones:
         sending.waiters.append(waiter)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            await waiter.done.wait()
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await waiter.done.wait()
+    finally:
+        if not waiter.done.is_set():  # whoever repeats them while they are on their way leaves nothing behind
+            for sending in open_ones:
+                sending.waiters.remove(waiter)
 
 
 class Wire(Protocol):
@@ -104,9 +115,13 @@ class PartitionQueue:
         self._wire, self.topic, self._partition, self._limit = wire, topic, partition, limit
         self._waiting: deque[Sending] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def add(self, sendings: Sequence[Sending]) -> None:
         """Have them sent after all that is here.  Does not wait."""
+        if self._closed:
+            self._give_back(sendings, "not sent: it is closed")
+            return
         self._waiting.extend(sendings)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain(), name=f"to {self.topic}/{self._partition}")
@@ -122,52 +137,56 @@ class PartitionQueue:
         return Rejection(sending.message_id, RejectionReason.UNAVAILABLE, detail)
 
     def cancel(self) -> asyncio.Task[None] | None:
-        """Stop.  What the client has may still be stored."""
+        """Stop for good.  What the client has may still be stored."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
         return self._task
 
     async def _drain(self) -> None:
         while self._waiting:
-            batch, sendings = self._packed()
-            if not sendings:
-                continue
+            packed: list[Sending] = []
             try:
-                await self._deliver(batch, sendings)
+                batch = self._pack(packed)
+                if packed:
+                    await self._deliver(batch, packed)
             except Exception as error:  # a producer that cannot be made again, say: nobody may wait for ever
-                self._conclude_doubtful([one for one in sendings if one.outcome is None], error)
+                self._conclude_doubtful([one for one in packed if one.outcome is None], error)
 
-    def _packed(self) -> tuple[BatchBuilder, list[Sending]]:
-        """As many as fit into one client batch; one that fits into none is concluded here."""
-        batch, packed = self._wire.new_batch(), list[Sending]()
+    def _pack(self, packed: list[Sending]) -> BatchBuilder:
+        """As many as fit into one client batch are moved to ``packed``; one that fits into none is concluded here."""
+        batch, now = self._wire.new_batch(), int(time.time() * 1000)
+        size = batch.size()
         while self._waiting:
             sending = self._waiting[0]
-            before = batch.size()
+            sending.timestamp = now
             try:
-                room = batch.append(timestamp=None, key=sending.key, value=sending.value, headers=sending.headers)
+                fits = _append(batch, sending)
             except (TypeError, ValueError) as error:
                 self._waiting.popleft()
                 sending.conclude(_unwritable(sending, error))
-                return (self._repacked(packed) if packed else batch), packed  # what it has left behind is unknown
-            if room is None:
+                return self._packed_again(packed)  # what it has left behind in the batch is unknown
+            before, size = size, batch.size()
+            if not fits:
                 break
-            if batch.size() > self._limit and packed:
-                return self._repacked(packed), packed
+            if size > self._limit and packed:
+                return self._packed_again(packed)
             packed.append(self._waiting.popleft())
             sending.handed = True
-            if batch.size() - before > self._limit:
+            if size - before > self._limit:
                 break  # alone; the broker will say what it thinks of it
-        return batch, packed
+        return batch
 
-    def _repacked(self, sendings: Sequence[Sending]) -> BatchBuilder:
+    def _packed_again(self, sendings: Sequence[Sending]) -> BatchBuilder:
         batch = self._wire.new_batch()
         for sending in sendings:
-            batch.append(timestamp=None, key=sending.key, value=sending.value, headers=sending.headers)
+            if not _append(batch, sending):  # confirmed with the others, it would be lost
+                raise RuntimeError(f"{sending.message_id} fitted into a batch and does not again")
         return batch
 
     async def _deliver(self, batch: BatchBuilder, sendings: Sequence[Sending]) -> None:
         """Store one client batch and conclude its messages."""
-        while True:
+        for attempt in range(1, ATTEMPTS + 1):
             generation = self._wire.generation
             try:
                 first = await self._wire.deliver(batch, self.topic, self._partition)
@@ -179,41 +198,82 @@ class PartitionQueue:
                 if fate is Fate.UNKNOWN:
                     return
                 if isinstance(fate, RejectionReason):
-                    await self._find_the_guilty(sendings, fate, error)
+                    await self._refuse(sendings, fate, error)
                     return
-                await asyncio.sleep(AGAIN_PAUSE_SECONDS)
-                batch = self._repacked(sendings)
+                await asyncio.sleep(attempt * AGAIN_PAUSE_SECONDS)
+                batch = self._packed_again(sendings)
             else:
-                for place, sending in enumerate(sendings):
-                    position = f"{self._partition}/{first + place}" if first >= 0 else None
-                    sending.conclude(Confirmation(sending.message_id, position))
+                self._confirm(sendings, first)
                 return
+        self._give_back(sendings, f"not stored in {ATTEMPTS} attempts")
+        self._give_back_waiting()
+
+    def _confirm(self, sendings: Sequence[Sending], first: int) -> None:
+        """first: the offset of the first one; -1 when Kafka had them already."""
+        for place, sending in enumerate(sendings):
+            position = f"{self._partition}/{first + place}" if first >= 0 else None
+            sending.conclude(Confirmation(sending.message_id, position))
 
     def _conclude_doubtful(self, sendings: Sequence[Sending], error: Exception) -> None:
         """These may be stored.  What waits behind them goes back: it could be stored before they are again."""
         for sending in sendings:
             sending.conclude(InDoubt(sending.message_id, f"Kafka may have it: {error!r}", error))
+        self._give_back_waiting()
+
+    def _give_back_waiting(self) -> None:
         behind = [*self._waiting]
         self._waiting.clear()
-        self._give_back(behind)
+        self._give_back(behind, "not sent: what was before it on its partition is not stored, or in doubt")
 
-    def _give_back(self, sendings: Sequence[Sending]) -> None:
-        detail = "not sent: what was before it on its partition is in doubt"
+    def _give_back(self, sendings: Sequence[Sending], why: str) -> None:
         for sending in sendings:
-            sending.conclude(Rejection(sending.message_id, RejectionReason.UNAVAILABLE, detail))
+            sending.conclude(Rejection(sending.message_id, RejectionReason.UNAVAILABLE, why))
 
-    async def _find_the_guilty(self, sendings: Sequence[Sending], reason: RejectionReason, error: Exception) -> None:
-        if len(sendings) == 1:
-            (one,) = sendings
-            one.conclude(Rejection(one.message_id, reason, f"Kafka refused it: {error}", error))
+    async def _refuse(self, sendings: Sequence[Sending], reason: RejectionReason, error: Exception) -> None:
+        """Conclude those to blame, and have the others stored."""
+        if len(sendings) == 1 or reason not in ONE_TO_BLAME:
+            for one in sendings:
+                one.conclude(Rejection(one.message_id, reason, f"Kafka refused it: {error}", error))
             return
         middle = len(sendings) // 2
         first, second = sendings[:middle], sendings[middle:]
-        await self._deliver(self._repacked(first), first)
-        if any(isinstance(one.outcome, InDoubt) for one in first):
-            self._give_back(second)
+        await self._deliver(self._packed_again(first), first)
+        if all(is_judged(one.outcome) for one in first):
+            await self._deliver(self._packed_again(second), second)
         else:
-            await self._deliver(self._repacked(second), second)
+            self._give_back(second, "not sent: what was before it on its partition is not stored, or in doubt")
+
+
+class PartitionQueues:
+    """One for each partition that is written to."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._queues: dict[tuple[str, int], PartitionQueue] = {}
+
+    def to(self, topic: str, partition: int, limit: int) -> PartitionQueue:
+        """limit: bytes of one client batch."""
+        queue = self._queues.get((topic, partition))
+        if queue is None:
+            queue = self._queues[topic, partition] = PartitionQueue(self._wire, topic, partition, limit)
+        return queue
+
+    async def close(self) -> None:
+        """Stop what is on its way; it may be stored.  Bounded."""
+        tasks = {task for queue in self._queues.values() if (task := queue.cancel()) is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+
+
+def _append(batch: BatchBuilder, sending: Sending) -> bool:
+    """Whether there was room for it."""
+    metadata = batch.append(timestamp=sending.timestamp, key=sending.key, value=sending.value, headers=sending.headers)
+    return metadata is not None
+
+
+def is_judged(outcome: Outcome | None) -> bool:
+    """Whether it needs no other attempt, so that what comes behind it may be stored."""
+    return isinstance(outcome, Confirmation) or (isinstance(outcome, Rejection) and outcome.reason.judges_message)
 
 
 def _unwritable(sending: Sending, error: Exception) -> Rejection:

@@ -12,17 +12,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
+from reliamq_kafka.wire.closing import CLOSE_SECONDS, keep_until_it_ends, to_its_end
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
-__all__ = ["CLOSE_SECONDS", "LARGEST_BATCH", "SAFE_SENDING", "Producers", "open_producers"]
+__all__ = ["LARGEST_BATCH", "SAFE_SENDING", "Producers", "open_producers"]
 
 logger = logging.getLogger("reliamq.kafka")
 LARGEST_BATCH = 512 * 1024
-CLOSE_SECONDS = 5.0
 SAFE_SENDING: Mapping[str, object] = {"acks": "all", "enable_idempotence": True}
 """What makes a confirmation one; the audit looks at it too."""
 
@@ -38,7 +39,7 @@ class Producers:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._lock = asyncio.Lock()
-        self._retired: set[asyncio.Task[None]] = set()
+        self._retired: dict[asyncio.Task[None], AIOKafkaProducer] = {}
         self.generation = 0
 
     async def start(self) -> None:
@@ -73,18 +74,27 @@ class Producers:
                 await self.start()
             self.generation += 1
             retired = asyncio.create_task(old.stop(), name="retired producer")
-            self._retired.add(retired)
-            retired.add_done_callback(self._retired.discard)
+            self._retired[retired] = old
+            retired.add_done_callback(self._retired.pop)
 
     async def stop(self) -> None:
-        """Close; bounded, because the client would wait for replicas for ever."""
-        closing = {asyncio.create_task(self._producer.stop(), name="closing producer"), *self._retired}
-        _, late = await asyncio.wait(closing, timeout=CLOSE_SECONDS)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=CLOSE_SECONDS)
-            logger.warning("%s: closed while batches were on their way; they may be stored", self._settings.url)
+        """Close; bounded, because the client would wait for replicas for ever.  What is on its way may be stored."""
+        closing = {asyncio.create_task(self._producer.stop(), name="closing producer"): self._producer, **self._retired}
+        await to_its_end(_end(self._settings.url, closing))
+
+
+async def _end(url: str, closing: Mapping[asyncio.Task[None], AIOKafkaProducer]) -> None:
+    _, late = await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+    if not late:
+        return
+    logger.warning("%s: closed while batches were on their way; they may be stored", url)
+    for task in late:
+        # It waits until all is stored.  Told that nothing ever will be, it ends its sender and its connections; cut
+        # off, it would leave them running, and they would write when the replicas are back.
+        closing[task]._message_accumulator.fail_all(KafkaError("closed while it was on its way"))
+    _, late = await asyncio.wait(late, timeout=CLOSE_SECONDS)
+    for task in late:  # they wait for the answer to one request
+        keep_until_it_ends(task)
 
 
 @asynccontextmanager

@@ -2,20 +2,21 @@
 
 Attributes are headers with the prefix ``ce_``; the media type is ``content-type``; the key is the record's key.  What
 reliamq itself notes has the prefix ``reliamq_``.  A user's header whose name would be taken for one of these is kept
-under an escaped name.
+under an escaped name; a foreign attribute that reliamq does not know is a header like any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Protocol
 
 from aiokafka.partitioner import murmur2
 
 from reliamq.spi import Message, message_from_attributes
 
-__all__ = ["Headers", "Record", "hash_of", "headers_of", "message_of"]
+__all__ = ["Headers", "Record", "hash_of", "headers_of", "message_of", "readable", "time_of"]
 
 Headers = list[tuple[str, bytes]]
 ATTRIBUTE, OURS, ESCAPED = "ce_", "reliamq_", "reliamq_header_"
@@ -26,6 +27,8 @@ ATTRIBUTE_OF = {
     **{ATTRIBUTE + name: name for name in ("id", "type", "source", "time", "sequence", "onlygroup")},
 }
 """What is read, by the name of its header; the key is the record's own."""
+ALSO_WRITTEN = frozenset({"ce_specversion", "ce_partitionkey"})
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
 
 class Record(Protocol):
@@ -73,7 +76,7 @@ def headers_of(message: Message) -> Headers:
 
 
 def _escaped(name: str) -> str:
-    return ESCAPED + name if name.startswith((ATTRIBUTE, OURS)) or name == CONTENT_TYPE else name
+    return ESCAPED + name if name in ATTRIBUTE_OF or name in ALSO_WRITTEN or name.startswith(OURS) else name
 
 
 def message_of(topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Message:
@@ -86,6 +89,19 @@ def message_of(topic: str, key: bytes | None, value: bytes | None, headers: Sequ
         attribute = ATTRIBUTE_OF.get(name)
         if attribute is not None:
             attributes[attribute] = data.decode()
-        elif not name.startswith((ATTRIBUTE, OURS)) or name.startswith(ESCAPED):
+        elif name not in ALSO_WRITTEN and (not name.startswith(OURS) or name.startswith(ESCAPED)):
             own[name.removeprefix(ESCAPED)] = data.decode()
     return message_from_attributes(topic, value or b"", key, attributes, own)
+
+
+def readable(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
+    """All headers of a record that is no message, for people."""
+    return {name: (data or b"").decode(errors="backslashreplace") for name, data in headers}
+
+
+def time_of(milliseconds: int) -> datetime:
+    """A record's timestamp.  Others may write anything there, microseconds for one: it is cut to what a time can be."""
+    try:
+        return datetime.fromtimestamp(max(0, milliseconds) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return LATEST

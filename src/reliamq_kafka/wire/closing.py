@@ -1,0 +1,62 @@
+"""Reaching an end: clients are closed by a cancelled task too, and nobody waits for that for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import anyio
+
+__all__ = ["CLOSE_SECONDS", "close_in_time", "keep_until_it_ends", "to_its_end"]
+
+logger = logging.getLogger("reliamq.kafka")
+CLOSE_SECONDS = 5.0
+_late = set[asyncio.Task[Any]]()  # the event loop itself would forget them
+
+
+async def to_its_end(ending: Coroutine[Any, Any, None]) -> None:
+    """Run what must not be broken off, and is bounded itself.  A cancellation meanwhile is raised afterwards."""
+    task = asyncio.ensure_future(ending)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # a cancelled scope would cancel each wait anew
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
+
+
+async def close_in_time(closing: Coroutine[Any, Any, None], what: str) -> None:
+    """Close a client.
+
+    One that takes long is left to end by itself: each of its waits has a limit, and cut off it would leave its tasks
+    and connections behind.  It never raises for the client's errors: who closes has what it wanted.
+    """
+    task = asyncio.ensure_future(closing)
+    await to_its_end(_wait(task))
+    if not task.done():
+        logger.warning("%s has not closed within %s s; it goes on doing so", what, CLOSE_SECONDS)
+        keep_until_it_ends(task)
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("%s has not closed cleanly: %r", what, error)
+
+
+async def _wait(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task}, timeout=CLOSE_SECONDS)
+
+
+def keep_until_it_ends(task: asyncio.Task[Any]) -> None:
+    """Have a task go on that nobody waits for any more."""
+    _late.add(task)
+    task.add_done_callback(_let_go)
+
+
+def _let_go(task: asyncio.Task[Any]) -> None:
+    _late.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a client that closed late has not closed cleanly: %r", error)
