@@ -175,6 +175,9 @@ class ConfirmingPublisher:
                 await anyio.sleep(pause.longer())  # cancelled here: run() tells everybody
             else:
                 pause.reset()
+                await asyncio.sleep(
+                    0
+                )  # those who were just told publish on: the next batch is theirs too, not half of it
         del self._routes[route]
 
     def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable
@@ -61,7 +60,8 @@ class Producers:
 
     async def deliver(self, batch: BatchBuilder, topic: str, partition: int) -> int:
         """See Wire."""
-        stored = await (await self._producer.send_batch(batch, topic, partition=partition))
+        # Shielded: the client's sender stumbles over a batch whose future somebody has cancelled.
+        stored = await asyncio.shield(await self._producer.send_batch(batch, topic, partition=partition))
         return -1 if stored is None or stored.offset is None else int(stored.offset)
 
     async def replace(self, generation: int) -> None:
@@ -73,28 +73,48 @@ class Producers:
             with suppress(BrokerUnavailable):  # the next attempt finds the old one closed and comes back
                 await self.start()
             self.generation += 1
-            retired = asyncio.create_task(old.stop(), name="retired producer")
+            retired = asyncio.create_task(_retire(old), name="retired producer")
             self._retired[retired] = old
             retired.add_done_callback(self._retired.pop)
 
     async def stop(self) -> None:
         """Close; bounded, because the client would wait for replicas for ever.  What is on its way may be stored."""
-        closing = {asyncio.create_task(self._producer.stop(), name="closing producer"): self._producer, **self._retired}
-        await to_its_end(_end(self._settings.url, closing))
+        await to_its_end(self._stop_all())
+
+    async def _stop_all(self) -> None:
+        stopping = [
+            asyncio.create_task(_stop(producer, self._settings.url), name="closing producer")
+            for producer in (self._producer, *self._retired.values())
+        ]
+        _, late = await asyncio.wait(stopping, timeout=2 * CLOSE_SECONDS)
+        for task in late:  # they wait for the answer to one request, which has a limit
+            keep_until_it_ends(task)
+        for task in list(self._retired):
+            task.cancel()
 
 
-async def _end(url: str, closing: Mapping[asyncio.Task[None], AIOKafkaProducer]) -> None:
-    _, late = await asyncio.wait(closing, timeout=CLOSE_SECONDS)
-    if not late:
-        return
-    logger.warning("%s: closed while batches were on their way; they may be stored", url)
-    for task in late:
-        # It waits until all is stored.  Told that nothing ever will be, it ends its sender and its connections; cut
-        # off, it would leave them running, and they would write when the replicas are back.
-        closing[task]._message_accumulator.fail_all(KafkaError("closed while it was on its way"))
-    _, late = await asyncio.wait(late, timeout=CLOSE_SECONDS)
-    for task in late:  # they wait for the answer to one request
-        keep_until_it_ends(task)
+async def _retire(producer: AIOKafkaProducer) -> None:
+    """Close a producer when all that it has is stored, as long as that takes."""
+    await producer.flush()
+    await producer.stop()
+
+
+async def _stop(producer: AIOKafkaProducer, url: str) -> None:
+    """Close a producer, after a while with what it has.
+
+    The client's own way waits until all is stored.  Cancelled, it leaves its sender and its connections behind, and
+    they write when the replicas are back.
+    """
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await producer.flush()
+    except TimeoutError:
+        logger.warning("%s: closed while batches were on their way; they may be stored", url)
+        producer._closed = True
+        await producer._sender.close()
+        await producer.client.close()
+    else:
+        await producer.stop()
 
 
 @asynccontextmanager

@@ -8,8 +8,8 @@ under an escaped name; a foreign attribute that reliamq does not know is a heade
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 from aiokafka.partitioner import murmur2
@@ -21,7 +21,6 @@ __all__ = ["Headers", "Record", "hash_of", "headers_of", "message_of", "readable
 Headers = list[tuple[str, bytes]]
 ATTRIBUTE, OURS, ESCAPED = "ce_", "reliamq_", "reliamq_header_"
 CONTENT_TYPE = "content-type"
-SPECIFICATION = ("ce_specversion", b"1.0")
 ATTRIBUTE_OF = {
     CONTENT_TYPE: "datacontenttype",
     **{ATTRIBUTE + name: name for name in ("id", "type", "source", "time", "sequence", "onlygroup")},
@@ -55,16 +54,16 @@ def headers_of(message: Message) -> Headers:
     """The record's headers."""
     # Spelt out, and not made from cloudevent_attributes: every message pays for it.
     headers = [
-        SPECIFICATION,
+        *_headers_of_kind(message.type, message.source, message.content_type),
         ("ce_id", message.id.encode()),
-        ("ce_type", message.type.encode()),
-        ("ce_source", message.source.encode()),
         ("ce_time", message.time.isoformat().encode()),
-        (CONTENT_TYPE, message.content_type.encode()),
     ]
     if message.key is not None:
-        with suppress(UnicodeDecodeError):  # a binary key: the record's key carries it, text attributes cannot
+        try:
             message.key.decode()
+        except UnicodeDecodeError:  # a binary key: the record's key carries it, text attributes cannot
+            pass
+        else:
             headers.append(("ce_partitionkey", message.key))
     if message.sequence is not None:
         headers.append(("ce_sequence", str(message.sequence).encode()))
@@ -73,6 +72,17 @@ def headers_of(message: Message) -> Headers:
     if message.headers:
         headers.extend((_escaped(name), value.encode()) for name, value in message.headers.items())
     return headers
+
+
+@lru_cache(maxsize=1000)
+def _headers_of_kind(message_type: str, source: str, content_type: str) -> Headers:
+    """Those that an application's messages of one kind have in common."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", message_type.encode()),
+        ("ce_source", source.encode()),
+        (CONTENT_TYPE, content_type.encode()),
+    ]
 
 
 def _escaped(name: str) -> str:
