@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from reliamq.spi import ConfigurationError
+from reliamq.spi import WORKER_NUMBER, ConfigurationError
 
 __all__ = ["KafkaSettings", "read_settings"]
 
@@ -29,7 +29,6 @@ FORBIDDEN = {
     "max_in_flight_requests_per_connection": "more than one would reorder",
 }
 DEFAULT_PORT = 9092
-WORKER_NUMBER = "RELIAMQ_WORKER_NUMBER"
 
 
 class KafkaSettings(BaseModel):

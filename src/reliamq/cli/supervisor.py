@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from reliamq.cli.target import REFUSED, TRY_AGAIN
+from reliamq.spi import WORKER_NUMBER
 
 __all__ = ["Supervisor"]
 
@@ -23,8 +24,6 @@ logger = logging.getLogger("reliamq.run")
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 10.0
 LOOK_EVERY = 0.1
-WORKER_NUMBER = "RELIAMQ_WORKER_NUMBER"
-"""The variable that tells a worker its number, for what must be its own and stay over restarts."""
 
 
 @dataclass(slots=True)

@@ -15,12 +15,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
-from reliamq.spi import ConfigurationError
+from reliamq.spi import WORKER_NUMBER, ConfigurationError
 
 __all__ = ["DELIMITER", "PREFIX", "OurVariables", "nearest", "variable"]
 
 PREFIX, DELIMITER = "RELIAMQ_", "__"
-NO_SETTINGS = {"RELIAMQ_TRACEBACK", "RELIAMQ_WORKER_NUMBER"}  # of the commands; which worker of `reliamq run` it is
+NO_SETTINGS = {"RELIAMQ_TRACEBACK", WORKER_NUMBER}  # the commands'
 # Kubernetes and Docker describe a service that is itself called reliamq in variables of these forms.
 _OF_A_SERVICE = re.compile(r"RELIAMQ_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP)\w*)?)")
 

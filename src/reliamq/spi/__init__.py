@@ -47,6 +47,7 @@ from reliamq.spi.errors import (
 )
 from reliamq.spi.hooks import (
     ENTRY_POINT_GROUP as ENTRY_POINT_GROUP,
+    WORKER_NUMBER as WORKER_NUMBER,
     BackendHooks as BackendHooks,
     hookimpl as hookimpl,
     hookspec as hookspec,

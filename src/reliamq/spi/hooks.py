@@ -13,9 +13,12 @@ import pluggy
 from reliamq.spi.capabilities import Capabilities
 from reliamq.spi.contracts import Backend
 
-__all__ = ["ENTRY_POINT_GROUP", "BackendHooks", "hookimpl", "hookspec"]
+__all__ = ["ENTRY_POINT_GROUP", "WORKER_NUMBER", "BackendHooks", "hookimpl", "hookspec"]
 
 ENTRY_POINT_GROUP = "reliamq.backends"
+WORKER_NUMBER = "RELIAMQ_WORKER_NUMBER"
+"""The environment variable by which a worker process of ``reliamq run`` knows which one it is, from 0; it stays the
+same when the process is restarted.  For a backend that gives its members names."""
 hookspec = pluggy.HookspecMarker("reliamq")
 hookimpl = pluggy.HookimplMarker("reliamq")
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import aiokafka
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -30,14 +29,13 @@ from reliamq_kafka.consuming.window import Window, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
 from reliamq_kafka.wire.closing import close_in_time, to_its_end
-from reliamq_kafka.wire.consumers import SAFE_READING
+from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
 
-T = TypeVar("T")
 logger = logging.getLogger("reliamq.kafka")
-POLL_SECONDS = 0.1
+POLL_MILLISECONDS = 100
 IDLE_SECONDS = 2.0
 """Whoever asks for nothing and holds nothing for so long lets others have its partitions."""
 HEARTBEATS_PER_SESSION = 20
@@ -141,7 +139,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         consumer = self._new_consumer()
         consumer.subscribe([self._topic], listener=self)
         try:
-            await self._in_time(consumer.start())
+            await answered_in_time(self._settings, self._group, consumer.start())
             self.commits.consumer = consumer
             await self._fetch_until_idle(consumer)
         finally:
@@ -170,7 +168,9 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             if self._assigned is not None:
                 await self._restore(consumer, self._assigned)
             self._keep_bounds(consumer)
-            batches = await self._in_time(consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000)))
+            batches = await answered_in_time(
+                self._settings, self._group, consumer.getmany(timeout_ms=POLL_MILLISECONDS)
+            )
             for part, records in batches.items():
                 self._take_in(part.partition, records)
         self._wanted.clear()
@@ -200,20 +200,6 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
                     consumer.resume(part)
                 elif not wanted and part not in paused:
                     consumer.pause(part)
-
-    async def _in_time(self, call: Coroutine[Any, Any, T]) -> T:
-        """The client waits for a rebalance without end: one that does not end is a consumer that is stuck, and another
-        one takes its place.
-        """
-        patience = 2 * self._settings.rebalance_timeout_seconds + self._settings.session_timeout_seconds
-        calling = asyncio.ensure_future(call)
-        try:
-            finished, _ = await asyncio.wait({calling}, timeout=patience)
-        finally:
-            calling.cancel()  # if it has not ended, the consumer is not used any more
-        if not finished:
-            raise BrokerUnavailable(self._settings.url, f"group {self._group} has settled on nothing for {patience} s")
-        return calling.result()
 
     async def _leave(self, consumer: AIOKafkaConsumer) -> None:
         self.recalled, self._assigned = True, None

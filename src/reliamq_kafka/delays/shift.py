@@ -25,7 +25,7 @@ from reliamq_kafka.delays.delayed import due_at
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
 from reliamq_kafka.wire.closing import close_in_time
-from reliamq_kafka.wire.consumers import ANSWER_SECONDS, SAFE_READING, bounded
+from reliamq_kafka.wire.consumers import ANSWER_SECONDS, SAFE_READING, answered_in_time, bounded
 
 __all__ = ["Shift", "open_shift"]
 
@@ -63,16 +63,8 @@ class Shift(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the cl
         await self._move()
 
     async def _fetch(self) -> Mapping[TopicPartition, list[ConsumerRecord]]:
-        """The client waits for a rebalance without end, and must not be cancelled while it is used."""
-        patience = self._settings.rebalance_timeout_seconds * 2 + self._settings.session_timeout_seconds
-        fetching = asyncio.ensure_future(self._consumer.getmany(timeout_ms=int(self._until_due() * 1000) + 1))
-        try:
-            finished, _ = await asyncio.wait({fetching}, timeout=patience)
-        finally:
-            fetching.cancel()
-        if not finished:
-            raise BrokerUnavailable(self._settings.url, f"group {self._name} has settled on nothing for {patience} s")
-        return fetching.result()  # type: ignore[no-any-return]
+        milliseconds = int(self._until_due() * 1000) + 1
+        return await answered_in_time(self._settings, self._name, self._consumer.getmany(timeout_ms=milliseconds))
 
     def _until_due(self) -> float:
         heads = [due_at(number, held[0].timestamp) for number, held in self._held.items() if held]

@@ -7,8 +7,9 @@ done between by who does it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
@@ -18,8 +19,9 @@ from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.closing import close_in_time
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
-__all__ = ["ANSWER_SECONDS", "SAFE_READING", "bounded", "open_consumer"]
+__all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "open_consumer"]
 
+T = TypeVar("T")
 ANSWER_SECONDS = 30.0
 SAFE_READING: Mapping[str, object] = {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
 """Nothing is committed that was not handled, and nothing is skipped; the audit looks at it too."""
@@ -38,13 +40,32 @@ async def bounded(settings: KafkaSettings, what: str, seconds: float = ANSWER_SE
         raise BrokerUnavailable(settings.url, f"{what}: {error!r}") from error
 
 
+async def answered_in_time(settings: KafkaSettings, group: str, call: Coroutine[Any, Any, T]) -> T:
+    """What a member's client answers.  It waits for a rebalance without end: one that does not end is a client that is
+    stuck, and another one must take its place.  Raises BrokerUnavailable.
+
+    Cancelled, or late: the client must not be used any more; a call that was broken off counts as work for ever.
+    """
+    patience = 2 * settings.rebalance_timeout_seconds + settings.session_timeout_seconds
+    calling = asyncio.ensure_future(call)
+    try:
+        finished, _ = await asyncio.wait({calling}, timeout=patience)
+    finally:
+        calling.cancel()
+    if not finished:
+        raise BrokerUnavailable(settings.url, f"group {group} has settled on nothing for {patience} s")
+    return calling.result()
+
+
 @asynccontextmanager
-async def open_consumer(settings: KafkaSettings, group_id: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
+async def open_consumer(
+    settings: KafkaSettings, group_id: str | None = None, **options: object
+) -> AsyncIterator[AIOKafkaConsumer]:
     """Connect and close.  Raises BrokerUnavailable.
 
-    group_id: whose offsets it may write; it does not become a member.
+    group_id: whose offsets it may write; it does not become a member.  options: more of the client's.
     """
-    consumer = AIOKafkaConsumer(**settings.connection(), **SAFE_READING, group_id=group_id)
+    consumer = AIOKafkaConsumer(**settings.connection(), **SAFE_READING, group_id=group_id, **options)
     try:
         async with bounded(settings, "connecting"):
             try:

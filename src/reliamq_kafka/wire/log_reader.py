@@ -11,9 +11,7 @@ from datetime import datetime
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import close_in_time
-from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
-from reliamq_kafka.wire.consumers import SAFE_READING
+from reliamq_kafka.wire.consumers import open_consumer
 from reliamq_kafka.wire.records import time_of
 
 __all__ = ["Bounds", "LogReader", "open_log_reader"]
@@ -63,16 +61,6 @@ class LogReader:
 @asynccontextmanager
 async def open_log_reader(settings: KafkaSettings) -> AsyncIterator[LogReader]:
     """Connect.  Raises BrokerUnavailable."""
-    consumer = AIOKafkaConsumer(
-        **settings.connection(),
-        **SAFE_READING,  # what was just removed cannot be read; the next one is
-        max_partition_fetch_bytes=FETCH_BYTES,
-    )
-    try:
-        try:
-            await consumer.start()
-        except UNREACHABLE as error:
-            raise await unreachable(settings, error) from error
+    # What was just removed cannot be read; the next one is.
+    async with open_consumer(settings, max_partition_fetch_bytes=FETCH_BYTES) as consumer:
         yield LogReader(consumer, settings.request_timeout_seconds)
-    finally:
-        await close_in_time(consumer.stop(), "a consumer")
