@@ -149,6 +149,9 @@ def test_an_unsafe_setting_of_a_topic_of_reliamqs_own_is_a_finding(
         return topics.own_topic_findings(name, [WHOLE], THREE, values, Durability.REPLICATED, settings)
 
     assert judged(sound) == []
+    assert {(one.severity, one.setting) for one in judged({"unknown": "1"})} >= {
+        (UNSEEN, setting) for setting in change
+    }
 
     (finding,) = judged({**sound, **change})
 

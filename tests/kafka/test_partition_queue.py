@@ -149,13 +149,15 @@ async def test_whoever_asks_again_and_again_for_what_hangs_leaves_nothing_behind
 async def test_a_closed_queue_sends_nothing_and_says_so() -> None:
     producer = Producer()
     queues = PartitionQueues(producer)
-    sending = Sending("1", b"k", b"x", [])
+    before, after = Sending("1", b"k", b"x", []), Sending("2", b"k", b"x", [])
     queue = queues.to("t", 0, 1_000)
+    queue.add([before])
     await queues.close()
 
-    queue.add([sending])
+    queue.add([after])
 
-    assert isinstance(sending.outcome, Rejection)
+    assert isinstance(before.outcome, Rejection)
+    assert isinstance(after.outcome, Rejection)
     assert producer.stored == 0
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from reliamq.spi import Confirmation, InDoubt, Message, Rejection, RejectionReason
+from reliamq.spi import BrokerUnavailable, Confirmation, InDoubt, Message, Rejection, RejectionReason
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.records import message_of
@@ -132,3 +132,26 @@ async def test_a_killed_leader_costs_time_and_no_message_and_no_order(
             bodies = [record.value for record in partition if record.key == key]
             assert bodies == sorted(set(bodies))
             assert len(bodies) == 30
+
+
+async def test_a_topic_that_a_replaced_producer_does_not_know_is_published_to_all_the_same(
+    settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P2: a closed client never learns who leads a partition; whoever waited for that would wait for ever."""
+    known, unknown = await create_topic(settings, **{"max.message.bytes": "20000"}), await create_topic(settings)
+    async with open_publisher(settings) as publisher:
+        await publisher.send([message(known, "first")], deadline=soon())
+        with monkeypatch.context() as unreachable:
+
+            async def fail(_: object) -> None:
+                raise BrokerUnavailable(settings.url, "as if nobody were there")
+
+            unreachable.setattr("reliamq_kafka.wire.producers.Producers.start", fail)
+            refused = await publisher.send([message(known, "large", id="i" * 30_000)], deadline=soon())
+            assert [type(one) for one in refused] == [Rejection]
+            await asyncio.sleep(1)  # the old producer is closed by now, and there is no other
+            (outcome,) = await publisher.send([message(unknown, "x")], deadline=soon(1))
+            assert not isinstance(outcome, Confirmation)
+        outcomes = await publisher.send([message(unknown, "y")], deadline=soon(15))
+
+    assert [type(one) for one in outcomes] == [Confirmation]

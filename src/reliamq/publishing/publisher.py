@@ -175,9 +175,8 @@ class ConfirmingPublisher:
                 await anyio.sleep(pause.longer())  # cancelled here: run() tells everybody
             else:
                 pause.reset()
-                await asyncio.sleep(
-                    0
-                )  # those who were just told publish on: the next batch is theirs too, not half of it
+                # Those who were just told publish on: the next batch has theirs too, and there are fewer of them.
+                await asyncio.sleep(0)
         del self._routes[route]
 
     def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:

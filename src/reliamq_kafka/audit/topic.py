@@ -59,15 +59,27 @@ def setting_findings(
 ) -> Iterator[Finding]:
     """The topic's effective settings: its own, or the brokers' defaults."""
     subject = f"topic {spec.name}"
-    for rule in (_enough_in_sync(settings), CLEAN_ELECTION, *KEPT, _large_enough(spec)):
-        if finding := rule.judge(values, subject, spec.durability, commands.set_on_topic(spec.name, rule.change)):
-            yield finding
+    rules = (_enough_in_sync(settings), CLEAN_ELECTION, *KEPT, _large_enough(spec))
+    yield from _judged(rules, spec.name, values, spec.durability, commands)
     # These two lose messages on any number of machines, so *development* makes them no better.
     if "compact" in (values.get("cleanup.policy") or ""):
         why = "Of several messages with one key only the last is kept; the others are removed, handled or not."
         fix = commands.set_on_topic(spec.name, "cleanup.policy=delete")
         yield Finding(Severity.LOSES, subject, "cleanup.policy", str(values["cleanup.policy"]), "delete", why, fix)
     yield from _timestamp_findings(spec, values, commands)
+
+
+def _judged(
+    rules: Sequence[Rule], topic: str, values: Mapping[str, str | None], durability: Durability, commands: Commands
+) -> Iterator[Finding]:
+    """What the rules say of the topic's settings.  values: none if they could not be read, which was said then."""
+    subject = f"topic {topic}"
+    for rule in rules:
+        if values and values.get(rule.setting) is None:
+            why, fix = "What is not told is not known to be safe.", "Ask who runs the cluster."
+            yield Finding(Severity.UNSEEN, subject, rule.setting, "not told", rule.required, why, fix)
+        elif finding := rule.judge(values, subject, durability, commands.set_on_topic(topic, rule.change)):
+            yield finding
 
 
 def own_topic_findings(
@@ -94,9 +106,8 @@ def _own_setting_findings(
     durability: Durability,
     commands: Commands,
 ) -> Iterator[Finding]:
-    for rule in (_enough_in_sync(settings), CLEAN_ELECTION, _cleaned_by(policy), *(KEPT if policy == LOG else ())):
-        if finding := rule.judge(values, f"topic {name}", durability, commands.set_on_topic(name, rule.change)):
-            yield finding
+    rules = (_enough_in_sync(settings), CLEAN_ELECTION, _cleaned_by(policy), *(KEPT if policy == LOG else ()))
+    yield from _judged(rules, name, values, durability, commands)
 
 
 def _cleaned_by(policy: str) -> Rule:

@@ -60,7 +60,24 @@ class _Place:
     first: int
 
 
-class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
+class _Listener(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
+    """Passes on what a consumer hears of its partitions, while it is the one that is used: one that closes late may
+    hear of some after another one took its place.
+    """
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership, self.deaf = membership, False
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        if not self.deaf:
+            await self._membership.hand_over(self)
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        if not self.deaf:
+            self._membership.note(assigned)
+
+
+class Membership:
     """windows: by partition, those that are this member's.
 
     recalled: the group wants partitions back, or settles who has them; nothing may be handed out or started.
@@ -136,15 +153,15 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
             await asyncio.sleep(pause)
 
     async def _join_and_fetch(self) -> None:
-        consumer = self._new_consumer()
-        consumer.subscribe([self._topic], listener=self)
+        consumer, listener = self._new_consumer(), _Listener(self)
+        consumer.subscribe([self._topic], listener=listener)
         try:
             await answered_in_time(self._settings, self._group, consumer.start())
             self.commits.consumer = consumer
             await self._fetch_until_idle(consumer)
         finally:
             # Cancelled here or before: what is handed out is given back, and others can have it at once (C8).
-            await to_its_end(self._leave(consumer))
+            await to_its_end(self._leave(consumer, listener))
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         class Sticky(StickyPartitionAssignor):  # type: ignore[misc]  # the client has no types
@@ -201,25 +218,27 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
                 elif not wanted and part not in paused:
                     consumer.pause(part)
 
-    async def _leave(self, consumer: AIOKafkaConsumer) -> None:
+    async def _leave(self, consumer: AIOKafkaConsumer, listener: _Listener) -> None:
         self.recalled, self._assigned = True, None
         await self._write_all()
         self._drop(list(self.windows))
-        self.commits.consumer = None
+        self.commits.consumer, listener.deaf = None, True
         await close_in_time(consumer.stop(), f"the member of group {self._group}")
 
     # --- partitions come and go ------------------------------------------------------------------------------------
 
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Hand over: nothing more is started, what has started is waited for as long as the group waits (C3).
+    async def hand_over(self, listener: _Listener) -> None:
+        """The group wants partitions back: start nothing more, and wait for what has started as long as it waits (C3).
 
         Which partitions come back is known only later; until then their windows are kept, and nothing happens to them.
         """
         self.recalled, self._assigned = True, None
         self.changed.set()
         await self._wait_for_handlers()
-        await self._write_all()
-        self.commits.allowed.clear()
+        if not listener.deaf:
+            await self._write_all()
+        if not listener.deaf:
+            self.commits.allowed.clear()
 
     async def _wait_for_handlers(self) -> None:
         began = time.monotonic()
@@ -250,8 +269,8 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # t
         finally:
             self.commits.clean = False
 
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Note what is this member's now; the fetching task restores it, because heartbeats wait for this callback."""
+    def note(self, assigned: Collection[TopicPartition]) -> None:
+        """What is this member's now; the fetching task restores it, because heartbeats wait for this callback."""
         self._assigned = tuple(assigned)
 
     async def _restore(self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]) -> None:

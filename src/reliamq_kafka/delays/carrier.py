@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import anyio
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 
@@ -27,6 +28,8 @@ from reliamq_kafka.wire.records import hash_of
 __all__ = ["Carrier", "open_carrier"]
 
 logger = logging.getLogger("reliamq.kafka")
+Address = tuple[str, str]
+"""Topic and group."""
 TURNED_AWAY_SECONDS = 64
 """How long a record waits whose topic does not take it, before it is tried again."""
 
@@ -50,7 +53,8 @@ class Carrier:
         self._partitions = self._partitions or len(await self._admin.led_partitions(self._name))
         began = time.monotonic()
         delayed = {place: one for place, record in enumerate(records) if (one := _read(record, now)) is not None}
-        ways = {place: await self._way(records[place], one, began) for place, one in delayed.items()}
+        facts = await self._all_facts({(one.topic, one.group) for one in delayed.values() if not one.left}, began)
+        ways = {place: self._way(records[place], one, facts) for place, one in delayed.items()}
         stored = await self._send(ways)
         turned_away = {
             place: self._wait(records[place], replace(delayed[place], left=TURNED_AWAY_SECONDS))
@@ -71,25 +75,41 @@ class Carrier:
 
     # --- where to --------------------------------------------------------------------------------------------------
 
-    async def _way(self, record: ConsumerRecord, delayed: Delayed, began: float) -> Addressed:
+    def _way(self, record: ConsumerRecord, delayed: Delayed, known: Mapping[Address, TopicFacts | None]) -> Addressed:
         if delayed.left:
             return self._wait(record, delayed)
-        facts = await self._facts(delayed, began)
-        if facts is None or delayed.group not in facts.groups:
-            logger.warning(
-                "%s: group '%s' of topic '%s' is not declared; a record for it waits another %d s",
-                *(self._name, delayed.group, delayed.topic, TURNED_AWAY_SECONDS),
-            )
+        facts = known[delayed.topic, delayed.group]
+        if facts is None:
             return self._wait(record, replace(delayed, left=TURNED_AWAY_SECONDS))
         return self._home(record, delayed, facts)
 
-    async def _facts(self, delayed: Delayed, began: float) -> TopicFacts | None:
+    async def _all_facts(self, addresses: Collection[Address], began: float) -> Mapping[Address, TopicFacts | None]:
+        """Side by side, so that one topic that nobody answers for holds up no other.  None: it takes nothing now."""
+        found: dict[Address, TopicFacts | None] = {}
+
+        async def look_up(address: Address) -> None:
+            found[address] = await self._facts(*address, began)
+
+        async with anyio.create_task_group() as tasks:
+            for address in addresses:
+                tasks.start_soon(look_up, address)
+        return found
+
+    async def _facts(self, topic: str, group: str, began: float) -> TopicFacts | None:
         try:
             deadline = began + self._settings.request_timeout_seconds
-            return await self._topics.of(delayed.topic, group=delayed.group, since=began, deadline=deadline)
+            facts = await self._topics.of(topic, group=group, since=began, deadline=deadline)
         except (KafkaError, BrokerUnavailable) as error:  # not permitted, no answer: it must not hold up others
-            logger.warning("%s: cannot look at topic '%s': %r", self._name, delayed.topic, error)
-            return None
+            why = f"cannot be looked up: {error!r}"
+        else:
+            if facts is not None and group in facts.groups:
+                return facts
+            why = "is not declared"
+        logger.warning(
+            "%s: group '%s' of topic '%s' %s; what is for it waits another %d s",
+            *(self._name, group, topic, why, TURNED_AWAY_SECONDS),
+        )
+        return None
 
     def _wait(self, record: ConsumerRecord, delayed: Delayed) -> Addressed:
         number, then = delayed.into(self._partitions)

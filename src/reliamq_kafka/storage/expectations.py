@@ -42,7 +42,7 @@ def differences(
     live: Mapping[str, str],
 ) -> Iterator[Finding]:
     """What of a topic that is there is otherwise than asked.  live: its effective settings."""
-    commands, least = Commands(settings), int(live["min.insync.replicas"])
+    commands, least = Commands(settings), int(live.get("min.insync.replicas") or settings.min_insync_replicas)
     yield from topics.setting_findings(spec, live, settings, commands)
     yield from topics.partition_findings(spec.name, partitions, brokers, least, spec.durability, commands)
     yield from _shape_findings(spec, settings, partitions, live)
@@ -53,7 +53,7 @@ def _shape_findings(
 ) -> Iterator[Finding]:
     """What loses nothing, and is not as asked."""
     subject = f"topic {spec.name}"
-    limit = int(live["max.message.bytes"]) - OVERHEAD_BYTES
+    limit = int(live.get("max.message.bytes") or 0) - OVERHEAD_BYTES
     if limit > spec.max_message_bytes:
         asked = str(spec.max_message_bytes)
         yield Finding(Severity.NOTE, subject, "max_message_bytes", str(limit), asked, NOT_LOWERED, ALIKE, "S1")

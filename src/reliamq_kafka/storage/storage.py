@@ -44,9 +44,10 @@ class KafkaStorage:
         if not topics:
             return ()
         await self._groups.create()
-        brokers = await self._admin.brokers()
-        async with bounded(self._settings, f"looking at {GROUPS_TOPIC}", 2 * ANSWER_SECONDS):
-            findings = await self._look_at_groups(brokers, max(spec.durability for spec in topics))
+        brokers, findings = await self._admin.brokers(), list[Finding]()
+        if any(is_replicated(spec) for spec in topics):
+            async with bounded(self._settings, f"looking at {GROUPS_TOPIC}", 2 * ANSWER_SECONDS):
+                findings += await self._look_at_groups(brokers, max(spec.durability for spec in topics))
         for spec in topics:
             async with bounded(self._settings, f"declaring topic {spec.name}", 3 * ANSWER_SECONDS):
                 findings += await self._declare(spec, brokers)

@@ -13,7 +13,7 @@ __all__ = ["CLOSE_SECONDS", "close_in_time", "keep_until_it_ends", "to_its_end"]
 
 logger = logging.getLogger("reliamq.kafka")
 CLOSE_SECONDS = 5.0
-_late = set[asyncio.Task[Any]]()  # the event loop itself would forget them
+_kept = set[asyncio.Task[Any]]()  # the event loop itself would forget them
 
 
 async def to_its_end(ending: Coroutine[Any, Any, None]) -> None:
@@ -26,9 +26,11 @@ async def to_its_end(ending: Coroutine[Any, Any, None]) -> None:
                 await asyncio.wait({task})
             except asyncio.CancelledError as error:
                 cancelled = error
-    if cancelled is not None:
+    if cancelled is None:
+        task.result()
+    else:
+        _note_failure(task)
         raise cancelled
-    task.result()
 
 
 async def close_in_time(closing: Coroutine[Any, Any, None], what: str) -> None:
@@ -38,12 +40,10 @@ async def close_in_time(closing: Coroutine[Any, Any, None], what: str) -> None:
     and connections behind.  It never raises for the client's errors: who closes has what it wanted.
     """
     task = asyncio.ensure_future(closing)
+    keep_until_it_ends(task)
     await to_its_end(_wait(task))
     if not task.done():
         logger.warning("%s has not closed within %s s; it goes on doing so", what, CLOSE_SECONDS)
-        keep_until_it_ends(task)
-    elif not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("%s has not closed cleanly: %r", what, error)
 
 
 async def _wait(task: asyncio.Task[None]) -> None:
@@ -51,12 +51,12 @@ async def _wait(task: asyncio.Task[None]) -> None:
 
 
 def keep_until_it_ends(task: asyncio.Task[Any]) -> None:
-    """Have a task go on that nobody waits for any more."""
-    _late.add(task)
-    task.add_done_callback(_let_go)
+    """Have a task go on though perhaps nobody waits for it any more."""
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+    task.add_done_callback(_note_failure)
 
 
-def _let_go(task: asyncio.Task[Any]) -> None:
-    _late.discard(task)
+def _note_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("a client that closed late has not closed cleanly: %r", error)
+        logger.warning("a client has not closed cleanly: %r", error)

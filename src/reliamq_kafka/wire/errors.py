@@ -1,8 +1,8 @@
 """What the client's exceptions mean for a batch that was sent.
 
 A table, tried top to bottom, the most specific first.  Three meanings: not stored, and the broker has judged it; not
-stored, and another attempt may do; unknown.  Which messages of a batch are to blame is found out by
-the publisher.
+stored, and another attempt may do; unknown.  Which messages of a batch are to blame is found out by the partition's
+queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Fate(Enum):
     """What became of a batch whose sending raised."""
 
     AGAIN = auto()
-    """Certainly not stored by this attempt, and through no fault of its own: send it once more, by a new producer."""
+    """Not stored by this attempt, and through no fault of its own: send it once more, by a new producer."""
     UNKNOWN = auto()
     """May be stored."""
 

@@ -139,6 +139,7 @@ class PartitionQueue:
     def cancel(self) -> asyncio.Task[None] | None:
         """Stop for good.  What the client has may still be stored."""
         self._closed = True
+        self._give_back_waiting()
         if self._task is not None:
             self._task.cancel()
         return self._task
@@ -200,11 +201,13 @@ class PartitionQueue:
                 if isinstance(fate, RejectionReason):
                     await self._refuse(sendings, fate, error)
                     return
-                await asyncio.sleep(attempt * AGAIN_PAUSE_SECONDS)
-                batch = self._packed_again(sendings)
             else:
                 self._confirm(sendings, first)
                 return
+            if attempt == ATTEMPTS:
+                break
+            await asyncio.sleep(attempt * AGAIN_PAUSE_SECONDS)
+            batch = self._packed_again(sendings)
         self._give_back(sendings, f"not stored in {ATTEMPTS} attempts")
         self._give_back_waiting()
 
@@ -241,7 +244,8 @@ class PartitionQueue:
         if all(is_judged(one.outcome) for one in first):
             await self._deliver(self._packed_again(second), second)
         else:
-            self._give_back(second, "not sent: what was before it on its partition is not stored, or in doubt")
+            self._waiting.extendleft(reversed(second))
+            self._give_back_waiting()
 
 
 class PartitionQueues:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError, ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable
@@ -23,6 +24,8 @@ __all__ = ["LARGEST_BATCH", "SAFE_SENDING", "Producers", "open_producers"]
 
 logger = logging.getLogger("reliamq.kafka")
 LARGEST_BATCH = 512 * 1024
+HANDING_SECONDS = 20.0
+"""How long the client may take to learn who leads a partition, and to have room."""
 SAFE_SENDING: Mapping[str, object] = {"acks": "all", "enable_idempotence": True}
 """What makes a confirmation one; the audit looks at it too."""
 
@@ -60,8 +63,16 @@ class Producers:
 
     async def deliver(self, batch: BatchBuilder, topic: str, partition: int) -> int:
         """See Wire."""
-        # Shielded: the client's sender stumbles over a batch whose future somebody has cancelled.
-        stored = await asyncio.shield(await self._producer.send_batch(batch, topic, partition=partition))
+        producer = self._producer
+        if producer._closed:  # it waits for news of a topic that a closed client never gets
+            raise ProducerClosed
+        try:
+            async with asyncio.timeout(HANDING_SECONDS):  # cancelled in here: the client does not have it
+                on_its_way = await producer.send_batch(batch, topic, partition=partition)
+        except TimeoutError:
+            raise KafkaTimeoutError("the client has not taken it") from None
+        on_its_way.add_done_callback(_look_at)
+        stored = await on_its_way
         return -1 if stored is None or stored.offset is None else int(stored.offset)
 
     async def replace(self, generation: int) -> None:
@@ -70,27 +81,31 @@ class Producers:
             if generation != self.generation:
                 return
             old = self._producer
-            with suppress(BrokerUnavailable):  # the next attempt finds the old one closed and comes back
+            with suppress(BrokerUnavailable):  # then the old one stays, closed sooner or later, and this is tried again
                 await self.start()
             self.generation += 1
-            retired = asyncio.create_task(_retire(old), name="retired producer")
-            self._retired[retired] = old
-            retired.add_done_callback(self._retired.pop)
+            if old not in self._retired.values():
+                retired = asyncio.create_task(_retire(old), name="retired producer")
+                keep_until_it_ends(retired)
+                self._retired[retired] = old
+                retired.add_done_callback(self._retired.pop)
 
     async def stop(self) -> None:
         """Close; bounded, because the client would wait for replicas for ever.  What is on its way may be stored."""
         await to_its_end(self._stop_all())
 
     async def _stop_all(self) -> None:
-        stopping = [
-            asyncio.create_task(_stop(producer, self._settings.url), name="closing producer")
-            for producer in (self._producer, *self._retired.values())
-        ]
-        _, late = await asyncio.wait(stopping, timeout=2 * CLOSE_SECONDS)
-        for task in late:  # they wait for the answer to one request, which has a limit
+        retiring = dict(self._retired)
+        for task, producer in retiring.items():
+            if not producer._closed:  # it waits for what may never be stored
+                task.cancel()
+        open_ones = [one for one in {self._producer, *retiring.values()} if not one._closed]
+        stopping = [asyncio.create_task(_stop(one, self._settings.url), name="closing producer") for one in open_ones]
+        for task in stopping:
             keep_until_it_ends(task)
-        for task in list(self._retired):
-            task.cancel()
+        ending = {*stopping, *(task for task, producer in retiring.items() if producer not in open_ones)}
+        if ending:  # who is late waits for the answer to one request, which has a limit
+            await asyncio.wait(ending, timeout=2 * CLOSE_SECONDS)
 
 
 async def _retire(producer: AIOKafkaProducer) -> None:
@@ -111,10 +126,18 @@ async def _stop(producer: AIOKafkaProducer, url: str) -> None:
     except TimeoutError:
         logger.warning("%s: closed while batches were on their way; they may be stored", url)
         producer._closed = True
-        await producer._sender.close()
-        await producer.client.close()
+        try:
+            await producer._sender.close()
+        finally:
+            await producer.client.close()
     else:
         await producer.stop()
+
+
+def _look_at(stored: asyncio.Future[object]) -> None:
+    """Also where nobody waits for it any more; else its failure would be reported as never looked at."""
+    if not stored.cancelled():
+        stored.exception()
 
 
 @asynccontextmanager
