@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 import uuid
 from collections import Counter
@@ -16,6 +17,9 @@ import pytest
 from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Publisher, Rejection
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings, read_settings
+from reliamq_kafka.wire.admin import open_admin
+from reliamq_kafka.wire.consumers import open_consumer
+from reliamq_kafka.wire.producers import open_producers
 from tests.kafka.conftest import create_topic, log_of, message
 from tests.kafka.test_consuming import Order, eventually, make_app, publish, working
 from tests.servers.kafka import KafkaCluster
@@ -159,3 +163,16 @@ async def test_a_publisher_that_is_closed_while_replicas_are_missing_leaves_noth
     assert time.monotonic() - began < 25
 
     await eventually(lambda: asyncio.all_tasks() <= before, seconds=30)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.002, 0.004, 0.006, 0.01, 0.02, 0.04])
+async def test_connecting_that_is_cancelled_anywhere_leaves_no_connection_behind(
+    settings: KafkaSettings, seconds: float
+) -> None:
+    """A connection that nobody closed is a warning, and an error here."""
+    for open_one in (open_admin, open_consumer, open_producers):
+        with anyio.move_on_after(seconds):
+            async with open_one(settings):
+                pass
+    await anyio.sleep(0.2)
+    gc.collect()

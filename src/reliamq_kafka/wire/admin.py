@@ -23,7 +23,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import close_in_time
+from reliamq_kafka.wire.closing import close_in_time, start_whole
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]
@@ -227,7 +227,7 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
     client = AIOKafkaAdminClient(**settings.connection())
     try:
         try:
-            await client.start()
+            await start_whole(client.start(), client.close, "an admin client")
         except UNREACHABLE as error:
             raise await unreachable(settings, error) from error
         yield Admin(client, settings)

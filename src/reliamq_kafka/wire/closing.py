@@ -1,19 +1,41 @@
-"""Reaching an end: clients are closed by a cancelled task too, and nobody waits for that for ever."""
+"""Clients are opened whole, they are closed by a cancelled task too, and nobody waits for that for ever."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
 
-__all__ = ["CLOSE_SECONDS", "close_in_time", "keep_until_it_ends", "to_its_end"]
+__all__ = ["CLOSE_SECONDS", "close_in_time", "keep_until_it_ends", "start_whole", "to_its_end"]
 
 logger = logging.getLogger("reliamq.kafka")
 CLOSE_SECONDS = 5.0
 _kept = set[asyncio.Task[Any]]()  # the event loop itself would forget them
+
+
+async def start_whole(
+    starting: Coroutine[Any, Any, None], close: Callable[[], Coroutine[Any, Any, None]], what: str
+) -> None:
+    """Connect a client.  Raises what its start raises.
+
+    Cancelled: it is closed when it has started.  A start that is cancelled itself forgets the connection that it is
+    opening just then.
+    """
+    task = asyncio.ensure_future(starting)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await close_in_time(_close_after(task, close), what)
+        raise
+
+
+async def _close_after(starting: asyncio.Task[None], close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await asyncio.wait({starting})
+    _note_failure(starting)
+    await close()
 
 
 async def to_its_end(ending: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import close_in_time
+from reliamq_kafka.wire.closing import close_in_time, start_whole
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "open_consumer"]
@@ -69,7 +69,7 @@ async def open_consumer(
     try:
         async with bounded(settings, "connecting"):
             try:
-                await consumer.start()
+                await start_whole(consumer.start(), consumer.stop, "a consumer")
             except UNREACHABLE as error:
                 raise await unreachable(settings, error) from error
         yield consumer

@@ -17,7 +17,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import CLOSE_SECONDS, keep_until_it_ends, to_its_end
+from reliamq_kafka.wire.closing import CLOSE_SECONDS, keep_until_it_ends, start_whole, to_its_end
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["LARGEST_BATCH", "SAFE_SENDING", "Producers", "open_producers"]
@@ -48,13 +48,10 @@ class Producers:
         """Connect.  Raises BrokerUnavailable."""
         producer = AIOKafkaProducer(**self._settings.connection(), **SAFE_SENDING, max_batch_size=LARGEST_BATCH)
         try:
-            await producer.start()
+            await start_whole(producer.start(), producer.stop, "a producer")
         except UNREACHABLE as error:
             await producer.stop()
             raise await unreachable(self._settings, error) from error
-        except asyncio.CancelledError:
-            await producer.stop()
-            raise
         self._producer = producer
 
     def new_batch(self) -> BatchBuilder:
