@@ -29,7 +29,6 @@ from reliamq_kafka.wire.log_reader import LogReader, open_log_reader
 __all__ = ["audit"]
 
 T = TypeVar("T")
-LEAST_IN_SYNC = 2
 PATIENCE_SECONDS, PAUSE_SECONDS = 2.0, 0.1
 NOT_PERMITTED = (
     errors.TopicAuthorizationFailedError,
@@ -209,7 +208,7 @@ class _Audit:
         partitions = await self._copies(name)
         if partitions is not None:
             self._findings += topics.partition_findings(
-                name, partitions, brokers, LEAST_IN_SYNC, durability, self._commands
+                name, partitions, brokers, topics.IN_SYNC, durability, self._commands
             )
         return partitions is not None
 

@@ -12,7 +12,7 @@ from reliamq_kafka.catalog.topics import OVERHEAD_BYTES
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Broker, Partition
 
-__all__ = ["REPLICAS", "missing_topic", "own_topic_findings", "partition_findings", "setting_findings"]
+__all__ = ["IN_SYNC", "REPLICAS", "missing_topic", "own_topic_findings", "partition_findings", "setting_findings"]
 
 REPLICAS = 3
 """Three, so that one may be away and the other two still confirm."""
@@ -91,23 +91,12 @@ def own_topic_findings(
     settings: KafkaSettings,
 ) -> list[Finding]:
     """A topic of reliamq's own.  values: its effective settings."""
-    commands = Commands(settings)
+    commands, policy = Commands(settings), POLICIES[name]
+    rules = (_enough_in_sync(settings), CLEAN_ELECTION, _cleaned_by(policy), *(KEPT if policy == LOG else ()))
     return [
         *partition_findings(name, partitions, brokers, IN_SYNC, durability, commands),
-        *_own_setting_findings(name, POLICIES[name], values, settings, durability, commands),
+        *_judged(rules, name, values, durability, commands),
     ]
-
-
-def _own_setting_findings(
-    name: str,
-    policy: str,
-    values: Mapping[str, str | None],
-    settings: KafkaSettings,
-    durability: Durability,
-    commands: Commands,
-) -> Iterator[Finding]:
-    rules = (_enough_in_sync(settings), CLEAN_ELECTION, _cleaned_by(policy), *(KEPT if policy == LOG else ()))
-    yield from _judged(rules, name, values, durability, commands)
 
 
 def _cleaned_by(policy: str) -> Rule:
