@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings, strategies as st
 
-from reliamq_kafka.consuming.window import Entry, Room, Times, Window
+from reliamq.spi import Entry, Room
+from reliamq_kafka.consuming.window import PartitionWindow, Times
 from reliamq_kafka.wire.progress import MAX_CHARACTERS, MAX_MARKS, Attempts, Progress, decode, encode
 
 LEASE = 30.0
@@ -108,7 +109,7 @@ class Partition:
         """Another member begins where the committed progress says."""
         offset, text = self.committed
         progress = decode(offset, text) or Progress(offset, offset, offset)
-        self.window = Window("g", progress, self.times())
+        self.window = PartitionWindow("g", progress, self.times())
         self.out: dict[int, tuple[Entry, int]] = {}
         self.begun: set[int] = set()
 
@@ -131,15 +132,15 @@ class Partition:
 
     def take(self, limit: int) -> None:
         for entry in self.window.take(Room(limit, 10**9, self.now + LEASE, self.hands), now=self.now):
-            fate = self.fate(entry.offset)
-            assert entry.offset not in self.out, "handed out twice at once"
+            fate = self.fate(entry.position)
+            assert entry.position not in self.out, "handed out twice at once"
             assert fate.due <= self.now + 0.2
             if not entry.apart and fate.record.key is not None:
                 for other in self.log:
-                    if other.record.key == fate.record.key and other.record.offset < entry.offset and not other.done:
+                    if other.record.key == fate.record.key and other.record.offset < entry.position and not other.done:
                         assert other.record.offset in self.out or other.apart, "went before an earlier one of its key"
             assert entry.failures >= fate.failures or entry.redelivered
-            self.out[entry.offset] = (entry, entry.hand)
+            self.out[entry.position] = (entry, entry.hand)
 
 
 KEYS = [b"a", b"b", b"c", None]
@@ -166,8 +167,8 @@ def test_whatever_happens_every_record_is_finished_in_its_keys_order(lots: rando
         part.commit()
         part.take(1_000)
         for entry, hand in list(part.out.values()):
-            if part.window.held(entry.offset, hand):
-                part.fate(entry.offset).done = True
+            if part.window.held(entry.position, hand):
+                part.fate(entry.position).done = True
                 part.window.finish(entry)
         part.out.clear()
     assert all(one.done for one in part.log)
@@ -178,8 +179,8 @@ def test_whatever_happens_every_record_is_finished_in_its_keys_order(lots: rando
 
 def act(part: Partition, action: str, lots: random.Random) -> None:
     window = part.window
-    held = [entry for entry, hand in part.out.values() if window.held(entry.offset, hand)]
-    part.out = {entry.offset: (entry, entry.hand) for entry in held}
+    held = [entry for entry, hand in part.out.values() if window.held(entry.position, hand)]
+    part.out = {entry.position: (entry, entry.hand) for entry in held}
     one = lots.choice(held) if held else None
     if action == "publish":
         for _ in range(lots.randint(1, 6)):
@@ -195,7 +196,7 @@ def act(part: Partition, action: str, lots: random.Random) -> None:
     elif action == "expire":
         part.now += LEASE
         for entry in window.expire(part.now):
-            part.fate(entry.offset).crashes += entry.offset in part.begun
+            part.fate(entry.position).crashes += entry.position in part.begun
         part.begun.clear()
     elif action == "crash":
         part.restart()
@@ -209,12 +210,12 @@ def act(part: Partition, action: str, lots: random.Random) -> None:
 
 
 def settle(part: Partition, action: str, one: Entry, lots: random.Random) -> None:
-    window, fate = part.window, part.fate(one.offset)
+    window, fate = part.window, part.fate(one.position)
     if action == "ack":
         fate.done = True
         window.finish(one)
     elif action == "retry":
-        fate.apart = fate.apart or one.record.key is None or lots.random() < 0.4
+        fate.apart = fate.apart or one.content.key is None or lots.random() < 0.4
         fate.failures += 1
         fate.due = part.now + lots.choice([0.0, 2.0])
         window.retry(one, due=fate.due, apart=fate.apart, counts=True)
@@ -222,7 +223,7 @@ def settle(part: Partition, action: str, one: Entry, lots: random.Random) -> Non
         window.release(one)
     elif action == "begin":
         window.begin(one)
-        part.begun.add(one.offset)
+        part.begun.add(one.position)
 
 
 def test_attempts_survive_crashes_and_closings() -> None:
@@ -329,8 +330,8 @@ def test_any_number_of_records_that_come_back_with_attempts_goes_out_and_fits() 
         assert len(part.committed[1]) <= MAX_CHARACTERS
         part.take(500)
         for entry, _ in part.out.values():
-            assert entry.failures == entry.offset % 7
-            part.fate(entry.offset).done = True
+            assert entry.failures == entry.position % 7
+            part.fate(entry.position).done = True
             part.window.finish(entry)
             finished += 1
         part.out.clear()

@@ -1,6 +1,7 @@
 """All that a backend author reads and may import.
 
-Read in this order: messages, outcomes, contracts, stores; then durability, capabilities, errors, watermark, hooks.
+Read in this order: messages, outcomes, contracts, stores; then durability, capabilities, errors, watermark, window,
+hooks.
 Importing it loads pluggy and the standard library, nothing heavier.
 """
 
@@ -84,3 +85,4 @@ from reliamq.spi.stores import (
     ProcessedId as ProcessedId,
 )
 from reliamq.spi.watermark import Watermark as Watermark
+from reliamq.spi.window import Entry as Entry, Room as Room, Window as Window

@@ -15,7 +15,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from reliamq.spi import BrokerUnavailable
-from reliamq_kafka.consuming.window import Window, now
+from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.progress import encode
 
@@ -45,7 +45,9 @@ class Commits:
     clean: nobody works on what is handed out, so it counts as never handed out.
     """
 
-    def __init__(self, settings: KafkaSettings, topic: str, group: str, windows: MutableMapping[int, Window]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topic: str, group: str, windows: MutableMapping[int, PartitionWindow]
+    ) -> None:
         self._settings, self._topic, self._group, self._windows = settings, topic, group, windows
         self.consumer: AIOKafkaConsumer | None = None
         self.generation = NONE

@@ -25,7 +25,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_of
-from reliamq_kafka.consuming.window import Window, now
+from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
 from reliamq_kafka.wire.closing import close_in_time, to_its_end
@@ -89,7 +89,7 @@ class Membership:
     def __init__(self, admin: Admin, settings: KafkaSettings, topic: str, group: str) -> None:
         self._admin, self._settings = admin, settings
         self._topic, self._name, self._group = topic, group, group_id(topic, group)
-        self.windows: dict[int, Window] = {}
+        self.windows: dict[int, PartitionWindow] = {}
         self.commits = Commits(settings, topic, self._group, self.windows)
         self.recalled = self.stopping = False
         self.changed, self.settled = asyncio.Event(), asyncio.Event()
@@ -203,7 +203,7 @@ class Membership:
                 *(number, self._topic, records[0].offset, window.position),
             )
             offset = records[0].offset
-            window = self.windows[number] = Window(self._name, Progress(offset, offset, offset), now())
+            window = self.windows[number] = PartitionWindow(self._name, Progress(offset, offset, offset), now())
         window.fetched(records)
         self.changed.set()
 
@@ -284,7 +284,7 @@ class Membership:
         for part in assigned:
             window = self.windows.get(part.partition)
             if window is None:
-                window = Window(self._name, self._progress_of(part.partition, places[part.partition]), now())
+                window = PartitionWindow(self._name, self._progress_of(part.partition, places[part.partition]), now())
             with suppress(IllegalStateError):  # it changes hands just now
                 consumer.seek(part, window.position)
                 self.windows[part.partition] = window

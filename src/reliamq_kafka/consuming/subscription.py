@@ -18,10 +18,21 @@ from typing import TypeGuard
 
 import anyio
 
-from reliamq.spi import Ack, BrokerUnavailable, Confirmation, Delivery, Message, Release, Retry, Settlement
+from reliamq.spi import (
+    Ack,
+    BrokerUnavailable,
+    Confirmation,
+    Delivery,
+    Entry,
+    Message,
+    Release,
+    Retry,
+    Room,
+    Settlement,
+)
 from reliamq_kafka.consuming.commits import NoLongerMember
 from reliamq_kafka.consuming.membership import Membership
-from reliamq_kafka.consuming.window import Entry, Room, Window
+from reliamq_kafka.consuming.window import PartitionWindow
 from reliamq_kafka.delays.delays import Delays, Postponement, SharedDelays
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.storage.retention import trim_topic
@@ -50,7 +61,9 @@ class KafkaSubscription:
         self._delays = delays
         self._membership, self._topic, self._group = membership, topic, group
         self._hands = itertools.count(1)
-        self._applied: dict[Receipt, tuple[Window, int]] = {}  # told to its window, in which version; not committed yet
+        self._applied: dict[
+            Receipt, tuple[PartitionWindow, int]
+        ] = {}  # told to its window, in which version; not committed yet
         self._settled: set[Receipt] = set()
         self._settled_before: set[Receipt] = set()
         self._first = 0
@@ -97,8 +110,8 @@ class KafkaSubscription:
         if windows:
             self._first = (self._first + 1) % len(windows)
         now = time.monotonic()
-        room = Room(limit, max_bytes, now + self.lease_seconds, self._hands)
-        places: list[tuple[int, Window]] = []
+        room = Room[Record](limit, max_bytes, now + self.lease_seconds, self._hands)
+        places: list[tuple[int, PartitionWindow]] = []
         for partition, window in windows[self._first :] + windows[: self._first]:
             window.take(room, now=now)
             places += [(partition, window)] * (len(room.taken) - len(places))
@@ -117,12 +130,12 @@ class KafkaSubscription:
         dues = [due for window in self._membership.windows.values() if (due := window.next_due()) is not None]
         return max(0.001, min(dues) - time.monotonic()) if dues else WATCH_SECONDS * 5
 
-    def _delivery(self, partition: int, entry: Entry) -> Delivery:
+    def _delivery(self, partition: int, entry: Entry[Record]) -> Delivery:
         return Delivery(
-            _message(self._topic, partition, entry.record),
+            _message(self._topic, partition, entry.content),
             self._group,
-            f"{partition}/{entry.offset}",
-            (partition, entry.offset, entry.hand),
+            f"{partition}/{entry.position}",
+            (partition, entry.position, entry.hand),
             entry.failures,
             entry.crashes,
             entry.redelivered,
@@ -130,7 +143,7 @@ class KafkaSubscription:
 
     # --- keeping ---------------------------------------------------------------------------------------------------
 
-    def _held(self, delivery: Delivery) -> tuple[Window, Entry] | None:
+    def _held(self, delivery: Delivery) -> tuple[PartitionWindow, Entry[Record]] | None:
         partition, offset, hand = _receipt(delivery)
         window = self._membership.windows.get(partition)
         entry = window.held(offset, hand) if window is not None else None
@@ -210,7 +223,7 @@ class KafkaSubscription:
             raise AssertionError("looked at a moment ago, in the same turn of the loop")
         _, entry = held
         attempts = Attempts(failures=entry.failures + retry.counts, crashes=entry.crashes)
-        return Postponement(self._topic, self._group, entry.record, attempts, retry.delay)
+        return Postponement(self._topic, self._group, entry.content, attempts, retry.delay)
 
     def _apply(self, receipt: Receipt, settlement: Settlement, *, postponed: bool) -> bool:
         """Tell its window; False when it came too late."""
