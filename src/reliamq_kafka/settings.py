@@ -7,14 +7,13 @@ a promise.  Nothing is connected here.
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from reliamq.spi import WORKER_NUMBER, ConfigurationError
+from reliamq.spi.connecting import contradictions, read_url, tls_context
 
 __all__ = ["KafkaSettings", "read_settings"]
 
@@ -92,40 +91,8 @@ class KafkaSettings(BaseModel):
             wanted["sasl_plain_username"] = self.username
             wanted["sasl_plain_password"] = self.password.get_secret_value() if self.password else ""
         if self.tls:
-            wanted["ssl_context"] = self._tls_context()
+            wanted["ssl_context"] = tls_context(self)
         return wanted
-
-    def _tls_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._readable("ca_file"))
-        certificate, key = self._readable("cert_file"), self._readable("key_file")
-        if certificate is not None:
-            try:
-                context.load_cert_chain(certificate, key, password=lambda: "")  # without it OpenSSL would ask a person
-            except OSError as error:
-                raise ConfigurationError(
-                    f"{self.url}: 'cert_file' ({certificate}) and 'key_file' ({key or 'the same file'}) do not hold a "
-                    f"certificate and its key, PEM and not encrypted: {_said(error)}"
-                ) from error
-        return context
-
-    def _readable(self, name: Literal["ca_file", "cert_file", "key_file"]) -> str | None:
-        """The setting, if it is none or a file that can be read (and trusted, if that is its purpose)."""
-        path: str | None = getattr(self, name)
-        if path is None:
-            return None
-        try:
-            with open(path, "rb"):
-                pass
-            if name == "ca_file":
-                ssl.create_default_context(cafile=path)
-        except OSError as error:
-            what = "certificates in PEM format" if isinstance(error, ssl.SSLError) else "a file that can be read"
-            raise ConfigurationError(f"{self.url}: '{name}' must name {what}; '{path}': {_said(error)}") from error
-        return path
-
-
-def _said(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
@@ -134,46 +101,19 @@ def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
     section: the backend's own part of the configuration; the URL's query goes before it.
     Raises ConfigurationError naming the part that is wrong, never showing a password.
     """
-    parts = urlsplit(url)
-    after_hosts = parts.path + parts.query + parts.fragment
-    try:
-        return _read(parts, section)
-    except ConfigurationError:
-        if "@" in parts.netloc or "@" not in after_hosts:
-            raise
-    raise ConfigurationError(  # nothing of the URL is shown: its parts are not what they seem
-        f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks it: "
-        "in user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and in settings '@' as %40"
-    )
-
-
-def _read(parts: SplitResult, section: Mapping[str, object]) -> KafkaSettings:
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    plain = f"{parts.scheme}://{hosts}"
-    if parts.path not in ("", "/"):
-        raise ConfigurationError(f"{plain}: '{parts.path}' has no meaning there; topics are named in the code")
-    if parts.fragment:
-        raise ConfigurationError(f"{plain}: '#' has no meaning there; in a password write '%23'")
-    values: dict[str, object] = {**section, **dict(parse_qsl(parts.query, keep_blank_values=True))}
+    parts = read_url(url, default_port=DEFAULT_PORT)
+    if parts.path is not None:
+        raise ConfigurationError(f"{parts.plain}: '/{parts.path}' has no meaning there; topics are named in the code")
+    values: dict[str, object] = {**section, **parts.query}
     for name, why in FORBIDDEN.items():
         if name in values:
-            raise ConfigurationError(f"{plain}: '{name}' cannot be set: {why}")
-    values["servers"] = tuple(_server(plain, host) for host in hosts.split(","))
+            raise ConfigurationError(f"{parts.plain}: '{name}' cannot be set: {why}")
+    values["servers"] = parts.servers
     if parts.scheme == "kafkas":
         values["tls"] = True
-    if credentials:
-        user, _, password = credentials.partition(":")
-        values |= {"username": unquote(user), "password": unquote(password)}
-    return _checked(plain, values)
-
-
-def _server(url: str, host: str) -> str:
-    name, colon, port = host.rpartition(":")
-    if not colon:
-        name, port = host, str(DEFAULT_PORT)
-    if not name or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"{url}: '{host}' is no host:port; write kafka://host1:9092,host2:9092")
-    return f"{name}:{port}"
+    if parts.username is not None:
+        values |= {"username": parts.username, "password": parts.password}
+    return _checked(parts.plain, values)
 
 
 def _checked(url: str, values: Mapping[str, object]) -> KafkaSettings:
@@ -195,12 +135,4 @@ def _contradictions(settings: KafkaSettings) -> Iterator[str]:
     least, replicas = settings.min_insync_replicas, settings.replication_factor
     if least > replicas:
         yield f"min_insync_replicas {least} is more than replication_factor {replicas}, so nothing can be confirmed"
-    files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name)]
-    if files and not settings.tls:
-        yield f"'{files[0]}' is set and the connection is not encrypted; write kafkas://"
-    if settings.key_file and not settings.cert_file:
-        yield "'key_file' is set and 'cert_file' is not; a key alone proves nothing"
-    if settings.username and not settings.password:
-        yield f"user '{settings.username}' has no password; write user:password@ or set 'password'"
-    if settings.password and not settings.username:
-        yield "a password is set and no user; write user:password@ or set 'username'"
+    yield from contradictions(settings)

@@ -22,6 +22,7 @@ class Capabilities:
     survives_restart: what was stored is there after every process of the backend was killed.
     shared_between_processes: several processes can publish and consume by one URL.
     deduplicates: an id that is published twice is stored once, within the topic's retention (P4).
+    keeps_finished: what every group has finished is kept for the topic's retention, for groups yet to come (C9).
     waits_in_order: ``Retry(keep_order=True)`` keeps the key's order in the broker, for delays of any length (C6).
     """
 
@@ -30,4 +31,5 @@ class Capabilities:
     survives_restart: bool = True
     shared_between_processes: bool = True
     deduplicates: bool = False
+    keeps_finished: bool = True
     waits_in_order: bool = True

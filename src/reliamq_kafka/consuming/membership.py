@@ -23,12 +23,12 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from reliamq.spi import BrokerUnavailable
+from reliamq.spi.closing import close_in_time, to_its_end
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_of
 from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
-from reliamq_kafka.wire.closing import close_in_time, to_its_end
 from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time
 from reliamq_kafka.wire.progress import Progress, decode
 

@@ -20,11 +20,11 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from reliamq.spi import BrokerUnavailable
+from reliamq.spi.closing import close_in_time
 from reliamq_kafka.delays.carrier import Carrier
 from reliamq_kafka.delays.delayed import due_at
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
-from reliamq_kafka.wire.closing import close_in_time
 from reliamq_kafka.wire.consumers import ANSWER_SECONDS, SAFE_READING, answered_in_time, bounded
 
 __all__ = ["Shift", "open_shift"]

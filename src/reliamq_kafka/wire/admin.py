@@ -22,8 +22,8 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from reliamq.spi import BrokerUnavailable
+from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import close_in_time, start_whole
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]

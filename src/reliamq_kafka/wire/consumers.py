@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from reliamq.spi import BrokerUnavailable
+from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import close_in_time, start_whole
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "open_consumer"]

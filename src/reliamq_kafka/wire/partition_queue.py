@@ -17,7 +17,7 @@ from typing import Protocol
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
-from reliamq_kafka.wire.closing import CLOSE_SECONDS
+from reliamq.spi.closing import CLOSE_SECONDS
 from reliamq_kafka.wire.errors import Fate, fate_of
 from reliamq_kafka.wire.records import Headers
 

@@ -16,8 +16,8 @@ from aiokafka.errors import KafkaTimeoutError, ProducerClosed
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import BrokerUnavailable
+from reliamq.spi.closing import CLOSE_SECONDS, keep_until_it_ends, start_whole, to_its_end
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.closing import CLOSE_SECONDS, keep_until_it_ends, start_whole, to_its_end
 from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
 
 __all__ = ["LARGEST_BATCH", "SAFE_SENDING", "Producers", "open_producers"]

@@ -68,6 +68,7 @@ async def test_each_group_gets_every_message_and_members_share_them(stage: Stage
 
 @promise("C9")
 async def test_a_new_group_starts_at_the_earliest_message_that_is_kept(stage: Stage) -> None:
+    stage.require("keeps_finished")
     await stage.declare("old", retention=timedelta(hours=1))
     await stage.publish(*stage.numbered(5, key=b"k"))
     async with stage.member("old") as member:

@@ -1,4 +1,7 @@
-"""Clients are opened whole, they are closed by a cancelled task too, and nobody waits for that for ever."""
+"""For backends: clients are opened whole, they are closed by a cancelled task too, and nobody waits for that for ever.
+
+Not imported by ``reliamq.spi`` itself, because it loads anyio.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import anyio
 
 __all__ = ["CLOSE_SECONDS", "close_in_time", "keep_until_it_ends", "start_whole", "to_its_end"]
 
-logger = logging.getLogger("reliamq.kafka")
+logger = logging.getLogger("reliamq.backends")
 CLOSE_SECONDS = 5.0
 _kept = set[asyncio.Task[Any]]()  # the event loop itself would forget them
 

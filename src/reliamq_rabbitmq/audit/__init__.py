@@ -1,0 +1,1 @@
+"""What the live cluster is like, and what of it can lose messages."""

@@ -1,0 +1,85 @@
+"""How what reliamq declares is named, and what each is declared with.
+
+A topic is a fanout exchange of its name, and beside it a queue with one message that says what it was declared with.
+A group is a topic exchange ``group@topic``, bound to the topic's; behind it are its lanes, quorum queues with a single
+active consumer each.  A message's routing key is six binary digits of its key's hash; a lane is bound to the first few
+of them, so that whoever publishes need not know how many lanes a group has.  Beside each lane is its ledger, a queue
+with the attempts of the lane's messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+__all__ = [
+    "DEAD_LETTERS",
+    "FACTS",
+    "LANE_COUNTS",
+    "facts_queue",
+    "group_exchange",
+    "lane_pattern",
+    "lane_queue",
+    "ledger_queue",
+    "members_exchange",
+    "quorum_arguments",
+    "routing_key",
+]
+
+DEAD_LETTERS = "reliamq.dead-letters"
+FACTS = "facts"
+DIGITS = 6
+LANE_COUNTS = tuple(1 << bits for bits in range(DIGITS + 1))
+ROUTING_KEYS = tuple(".".join(f"{number:0{DIGITS}b}") for number in range(1 << DIGITS))
+NO_DELIVERY_LIMIT = 1_000_000_000
+"""RabbitMQ 4 drops what was delivered 20 times, unless a limit is set; earlier versions have no word for none."""
+
+
+def facts_queue(topic: str) -> str:
+    """What the topic was declared with."""
+    return f"{topic}/facts"
+
+
+def group_exchange(topic: str, group: str) -> str:
+    """Where a group's messages arrive."""
+    return f"{group}@{topic}"
+
+
+def lane_queue(topic: str, group: str, lane: int) -> str:
+    """One lane of a group."""
+    return f"{group}@{topic}/{lane}"
+
+
+def ledger_queue(topic: str, group: str, lane: int) -> str:
+    """The attempts of a lane's messages."""
+    return f"{group}@{topic}/{lane}/ledger"
+
+
+def members_exchange(topic: str, group: str) -> str:
+    """Where a group's members hear of one another."""
+    return f"{group}@{topic}/members"
+
+
+def lane_pattern(lane: int, lanes: int) -> str:
+    """Which routing keys a lane gets."""
+    bits = lanes.bit_length() - 1
+    return ".".join([*f"{lane:0{bits}b}", "#"]) if bits else "#"
+
+
+def routing_key(key: bytes) -> str:
+    """The same for the same key, in every process and version."""
+    return ROUTING_KEYS[blake2b(key, digest_size=1).digest()[0] & (len(ROUTING_KEYS) - 1)]
+
+
+def quorum_arguments(replicas: int, *, single_consumer: bool = True) -> Mapping[str, Any]:
+    """A queue that is on several nodes, drops nothing, and gives its messages to one consumer at a time."""
+    arguments: dict[str, Any] = {
+        "x-queue-type": "quorum",
+        "x-quorum-initial-group-size": replicas,
+        "x-delivery-limit": NO_DELIVERY_LIMIT,
+        "x-overflow": "reject-publish",
+    }
+    if single_consumer:
+        arguments["x-single-active-consumer"] = True
+    return arguments

@@ -1,0 +1,131 @@
+"""A lane's ledger: the attempts at its messages, and whether somebody had it and did not say farewell.
+
+It promises that what was written and confirmed is known to whoever has the lane next.  There is one record for each
+message that has attempts, replaced by writing the next one and then removing it; and one *open* record while a member
+hands messages out, whose being there says that this member died.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+from reliamq_rabbitmq.wire.attempts import Attempts
+from reliamq_rabbitmq.wire.channel import ConnectionLost, Fate, Received
+from reliamq_rabbitmq.wire.frames import header_table
+from reliamq_rabbitmq.wire.journal import Journal
+from reliamq_rabbitmq.wire.records import OURS
+
+__all__ = ["Ledger"]
+
+OPEN = OURS + "open"
+NO_HEADERS = header_table(())
+
+
+class Ledger:
+    """restored: attempts by message, as they were found.  crashed: a member that had the lane has died."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._journal: Journal | None = None
+        self._session = str(uuid.uuid4())
+        self._reading = True
+        self._tags: dict[str, tuple[int, float]] = {}  # of the newest record of each message, and since when
+        self._latest: dict[str, Attempts] = {}  # what was written last, of those that stay
+        self._old: list[int] = []  # records to remove
+        self._opened: list[int] = []  # open records of members that died
+        self._own: tuple[int, float] | None = None
+        self.restored: dict[str, Attempts] = {}
+
+    @property
+    def crashed(self) -> bool:
+        """See the class."""
+        return bool(self._opened)
+
+    # --- what comes ------------------------------------------------------------------------------------------------
+
+    def came(self, received: Received) -> None:
+        """A record, found or own."""
+        session = received.headers.get(OPEN)
+        if session is not None:
+            self._came_open(session, received.tag)
+            return
+        name, attempts = Attempts.read(received.body)
+        if self._reading:
+            self.restored[name] = self._latest[name] = attempts
+        elif name not in self._latest:  # struck out before it came back
+            self._old.append(received.tag)
+            return
+        self._replace(name, received.tag)
+
+    def _came_open(self, session: object, tag: int) -> None:
+        if session != self._session:
+            self._opened.append(tag)
+            return
+        if self._own is not None:
+            self._old.append(self._own[0])
+        self._own = tag, time.monotonic()
+
+    def _replace(self, name: str, tag: int) -> None:
+        known = self._tags.get(name)
+        if known is not None:
+            self._old.append(known[0])
+        self._tags[name] = tag, time.monotonic()
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    async def open(self, journal: Journal) -> None:
+        """All was read: from here on messages may be handed out.  Raises ConnectionLost, TimeoutError."""
+        self._journal, self._reading = journal, False
+        await self._write_open(journal)
+        # Those that died stay suspected by the records of this member, which are there now
+        self._old += self._opened
+
+    async def _write_open(self, journal: Journal) -> None:
+        await self._confirmed(journal, [(header_table([(OPEN, self._session)]), b"")])
+
+    async def write(self, changed: Mapping[str, Attempts], ended: Sequence[str]) -> None:
+        """Write what has changed, then remove what is replaced or over.  Raises ConnectionLost, TimeoutError.
+
+        Cancelled: some is written.
+        """
+        journal = self._journal
+        if journal is None:
+            raise ConnectionLost("the lane's ledger was not read yet")
+        if changed:
+            self._latest.update(changed)
+            await self._confirmed(journal, [(NO_HEADERS, one.record(name)) for name, one in changed.items()])
+        for name in ended:
+            self._latest.pop(name, None)
+            known = self._tags.pop(name, None)
+            if known is not None:
+                self._old.append(known[0])
+        if self._old:
+            old, self._old = self._old, []
+            await journal.remove(old)
+
+    async def _confirmed(self, journal: Journal, records: Sequence[tuple[bytes, bytes]]) -> None:
+        fates = await journal.write(records, deadline=time.monotonic() + self._seconds)
+        for fate in fates:
+            if fate is not Fate.CONFIRMED:
+                raise ConnectionLost(f"a record of the lane's ledger was not confirmed: {fate.value}")
+
+    async def renew(self, before: float) -> None:
+        """Write records again that came before that: the broker takes back what is not acknowledged for long."""
+        if self._own is not None and self._own[1] < before and self._journal is not None:
+            await self._write_open(self._journal)
+        await self.write({name: self._latest[name] for name, (_, since) in self._tags.items() if since < before}, ())
+
+    async def close(self, suspects: Mapping[str, Attempts], *, clean: bool) -> None:
+        """Say farewell.  suspects: what may still have been in a process that died.
+
+        clean: no handler runs, and all that came back has come; else whoever comes next suspects all that it gets.
+        """
+        journal = self._journal
+        if journal is None:
+            return
+        await self.write(suspects, ())
+        if clean and self._own is not None:
+            await journal.remove([self._own[0]])
+        await journal.flush()

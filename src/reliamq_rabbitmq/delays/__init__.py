@@ -1,0 +1,1 @@
+"""Long waits, in the broker."""

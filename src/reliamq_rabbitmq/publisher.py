@@ -1,0 +1,208 @@
+"""Safe departure on RabbitMQ: publisher confirms, persistent, mandatory, and an outcome for each message by the
+caller's deadline.
+
+One channel, so that what is sent is stored in that order.  A publish to an exchange that is not there would close the
+channel and take every other message's confirm along; so each exchange is asked for before its first message.  When the
+connection ends, what was written and not confirmed is in doubt, and the next batch connects again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiormq.connection import Connection
+
+from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
+from reliamq_rabbitmq.catalog.facts import TopicFacts, read_facts
+from reliamq_rabbitmq.catalog.names import group_exchange, routing_key
+from reliamq_rabbitmq.catalog.topology import exchange_exists
+from reliamq_rabbitmq.settings import RabbitmqSettings
+from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing, open_channel
+from reliamq_rabbitmq.wire.connection import FAILURES, answered, close, connect, unavailable
+from reliamq_rabbitmq.wire.frames import media_type
+from reliamq_rabbitmq.wire.records import headers_of
+
+__all__ = ["RabbitmqPublisher", "open_publisher"]
+
+ROUTES = 4
+REMEMBERED = 10_000
+SILENT_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Link:
+    """A connection and its channel."""
+
+    connection: Connection
+    channel: Channel
+
+
+class RabbitmqPublisher:
+    """A :class:`~reliamq.spi.Publisher`."""
+
+    def __init__(self, settings: RabbitmqSettings) -> None:
+        self._settings = settings
+        self._link: _Link | None = None
+        self._linking = asyncio.Lock()
+        self._facts: dict[str, TopicFacts] = {}
+        self._groups: set[tuple[str, str]] = set()
+        self._keys: dict[bytes, str] = {}
+
+    def route(self, message: Message) -> Hashable:
+        """One of few: enough that the client works while the broker does."""
+        return hash((message.topic, message.key if message.key is not None else message.id)) % ROUTES
+
+    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        """Store a batch; see the contract."""
+        link = await self._linked(deadline)
+        outcomes: dict[int, Outcome] = {}
+        outgoing: dict[int, Outgoing] = {}
+        unknown: set[tuple[str, str | None]] = set()
+        for index, message in enumerate(batch):
+            refusal = await self._refusal(link, message, unknown, deadline)
+            if refusal is not None:
+                outcomes[index] = refusal
+                continue
+            try:
+                outgoing[index] = self._outgoing(message)
+            except ValueError as error:
+                outcomes[index] = Rejection(
+                    message.id, RejectionReason.INVALID, f"AMQP cannot carry it: {error}", error
+                )
+        fates = await link.channel.publish(list(outgoing.values()), deadline=deadline)
+        for index, fate in zip(outgoing, fates, strict=True):
+            outcomes[index] = self._outcome(batch[index], fate, link.channel)
+        return [outcomes[index] for index in range(len(batch))]
+
+    def _outgoing(self, message: Message) -> Outgoing:
+        exchange = message.topic if message.only_group is None else group_exchange(message.topic, message.only_group)
+        media = media_type(message.content_type)
+        return Outgoing(exchange, self._routing_key(message), media, headers_of(message), message.body)
+
+    def _routing_key(self, message: Message) -> str:
+        if message.key is None:
+            return routing_key(message.id.encode())
+        known = self._keys.get(message.key)
+        if known is None:
+            if len(self._keys) > REMEMBERED:
+                self._keys.clear()
+            known = self._keys[message.key] = routing_key(message.key)
+        return known
+
+    # --- what is known of topics -----------------------------------------------------------------------------------
+
+    async def _refusal(
+        self, link: _Link, message: Message, unknown: set[tuple[str, str | None]], deadline: float
+    ) -> Rejection | None:
+        """Why it need not be sent.  unknown: what was found not to be there by this batch."""
+        topic, group = message.topic, message.only_group
+        if (topic, group) in unknown:
+            return _unroutable(message)
+        facts = self._facts.get(topic)
+        if facts is None or (group is not None and (topic, group) not in self._groups):
+            facts = await self._look_up(link, topic, group, deadline)
+            if facts is None:
+                unknown.add((topic, group))
+                return _unroutable(message)
+        if message.size > facts.max_message_bytes:
+            detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
+            return Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{topic}'")
+        return None
+
+    async def _look_up(self, link: _Link, topic: str, group: str | None, deadline: float) -> TopicFacts | None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                facts = self._facts.get(topic) or await self._topic(link, topic)
+                if facts is not None and group is not None:
+                    if not await exchange_exists(link.connection, self._settings, group_exchange(topic, group)):
+                        return None
+                    self._groups.add((topic, group))
+                return facts
+        except FAILURES as error:
+            raise unavailable(self._settings, f"looking up topic '{topic}'", error) from error
+
+    async def _topic(self, link: _Link, topic: str) -> TopicFacts | None:
+        if not await exchange_exists(link.connection, self._settings, topic):
+            return None
+        facts = await read_facts(link.connection, self._settings, topic)
+        if facts is not None:
+            self._facts[topic] = facts
+        return facts
+
+    def _outcome(self, message: Message, fate: Fate, channel: Channel) -> Outcome:
+        if fate is Fate.CONFIRMED:
+            return Confirmation(message.id)
+        if fate is Fate.RETURNED:
+            self._groups.discard((message.topic, message.only_group or ""))
+            return _unroutable(message)
+        if fate is Fate.UNSENT:
+            return Rejection(message.id, RejectionReason.UNAVAILABLE, "not sent: the broker took nothing in time")
+        if channel.lost is not None:  # perhaps an exchange is gone: all is asked for again
+            self._facts.clear()
+            self._groups.clear()
+        why = {
+            Fate.REFUSED: "the broker could not store it in every queue (basic.nack); it may be in some",
+            Fate.UNKNOWN: f"sent, and not confirmed: {channel.lost or 'no answer by the deadline'}",
+        }
+        return InDoubt(message.id, why[fate])
+
+    # --- connection ------------------------------------------------------------------------------------------------
+
+    async def _linked(self, deadline: float) -> _Link:
+        """The connection, made again if it has ended.  Raises BrokerUnavailable."""
+        if self._link is not None and self._link.channel.lost is None:
+            return self._link
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._linking:
+                if self._link is not None and self._link.channel.lost is None:
+                    return self._link
+                await self._unlink()
+                self._link = await self._new_link()
+                return self._link
+        except TimeoutError as error:
+            raise unavailable(self._settings, "connecting by the deadline", error) from error
+
+    async def _new_link(self) -> _Link:
+        connection = await connect(self._settings, "publisher")
+        try:
+            channel = await answered(open_channel(connection, confirms=True), self._settings.request_timeout_seconds)
+        except BaseException as error:
+            await close(connection)
+            if isinstance(error, FAILURES):
+                raise unavailable(self._settings, "opening a channel", error) from error
+            raise
+        return _Link(connection, channel)
+
+    async def _unlink(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await close(link.connection)
+
+    async def open(self) -> None:
+        """Connect.  Raises BrokerUnavailable."""
+        self._link = await self._new_link()
+
+    async def close(self) -> None:
+        """Close the connection.  Bounded."""
+        await self._unlink()
+
+
+def _unroutable(message: Message) -> Rejection:
+    whom = f"group '{message.only_group}' of it" if message.only_group is not None else "a group of it"
+    detail = f"topic '{message.topic}' or {whom} is not there, so nobody would receive it; declare it first"
+    return Rejection(message.id, RejectionReason.UNROUTABLE, detail)
+
+
+@asynccontextmanager
+async def open_publisher(settings: RabbitmqSettings) -> AsyncIterator[RabbitmqPublisher]:
+    """Connect and close.  Raises BrokerUnavailable."""
+    publisher = RabbitmqPublisher(settings)
+    await publisher.open()
+    try:
+        yield publisher
+    finally:
+        await publisher.close()

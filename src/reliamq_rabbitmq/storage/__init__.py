@@ -1,0 +1,1 @@
+"""Safe shelter: declaring topics and groups."""

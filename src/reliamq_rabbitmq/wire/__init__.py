@@ -1,0 +1,1 @@
+"""How reliamq talks to a cluster: connecting, publishing, consuming, and what is written."""
