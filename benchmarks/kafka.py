@@ -19,19 +19,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import statistics
 import uuid
-from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from tests.servers.kafka import KafkaCluster, kafka_cluster
 
+from benchmarks import ours
 from benchmarks.embedded import Order, order
-from benchmarks.kafka_backlog import fresh_topics, reliamq_consume, reliamq_publish
-from benchmarks.measuring import Clock, Reading, call_side_by_side
+from benchmarks.kafka_backlog import fresh_topics, url_of
+from benchmarks.measuring import Clock, Rates, Reading, call_side_by_side
 from reliamq.topics import Topic
 from reliamq_kafka.wire.producers import LARGEST_BATCH
 from reliamq_kafka.wire.records import Headers, headers_of
@@ -118,42 +117,17 @@ async def faststream_consume(cluster: KafkaCluster, topic: str, messages: int, p
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-class Rates:
-    """What each contestant reached, round by round: messages a second, and this process's CPU for one of them."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._rates: dict[str, list[float]] = defaultdict(list)
-        self._cpu: dict[str, list[float]] = defaultdict(list)
-
-    async def take(self, name: str, turn: Awaitable[Reading]) -> None:
-        """It is this contestant's turn."""
-        reading = await turn
-        self._rates[name].append(reading.rate)
-        self._cpu[name].append(reading.cpu)
-
-    def show(self) -> None:
-        """A line for each: its rate, its CPU, and reliamq's rate as a multiple of it."""
-        for name, rates in self._rates.items():
-            cpu = statistics.median(self._cpu[name])
-            line = f"{self._what:8} {name:16} {statistics.median(rates):>9,.0f}/s {cpu:>7,.0f} µs"
-            if name != "reliamq":
-                ratios = [ours / theirs for ours, theirs in zip(self._rates["reliamq"], rates, strict=True)]
-                line += f"   reliamq/{name} {statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-            print(line)
-
-
 async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates) -> None:
     """Everybody once."""
     records = ready_records(messages)
     few = min(messages, COMMITTED_ONE_BY_ONE)
     early, late = AckPolicy.ACK_FIRST, AckPolicy.NACK_ON_ERROR
-    async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, ours, theirs):
+    async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, own, theirs):
         await publish.take("bare", bare_publish(cluster, bare, records))
-        await publish.take("reliamq", reliamq_publish(cluster, ours, messages))
+        await publish.take("reliamq", ours.publish(url_of(cluster), own, messages))
         await publish.take("FastStream", faststream_publish(cluster, theirs, messages))
         await consume.take("bare", bare_consume(cluster, bare, messages))
-        await consume.take("reliamq", reliamq_consume(cluster, ours, messages))
+        await consume.take("reliamq", ours.consume(url_of(cluster), own, messages))
         await consume.take("FastStream", faststream_consume(cluster, theirs, messages, early))
         await consume.take("FastStream safe", faststream_consume(cluster, theirs, few, late))
 

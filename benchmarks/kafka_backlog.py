@@ -13,56 +13,22 @@ import multiprocessing
 import resource
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
-import anyio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from tests.servers.kafka import KafkaCluster, kafka_cluster
 
-from benchmarks.embedded import Order, publish as publish_by_reliamq
-from benchmarks.measuring import Clock, Reading
-from reliamq import Reliamq
-from reliamq.settings import Settings
-from reliamq.topics import Topic
+from benchmarks import ours
 
 PARTITIONS = 6
-GROUP = "bench"
 SAFE_TOPIC = {"min.insync.replicas": "2", "unclean.leader.election.enable": "false", "retention.ms": "-1"}
 
 
-def make(cluster: KafkaCluster, topic: str) -> tuple[Reliamq, Topic[Order]]:
-    """An application with the settings that it has by itself."""
-    app = Reliamq(Settings(broker=f"{cluster.url}?partitions={PARTITIONS}"))
-    return app, app.topic(topic, Order, key=lambda order: order.account, groups=[GROUP], retention=timedelta(0))
-
-
-async def reliamq_publish(cluster: KafkaCluster, topic: str, messages: int) -> Reading:
-    """A model each."""
-    app, orders = make(cluster, topic)
-    async with app:
-        return await publish_by_reliamq(orders, messages)
-
-
-async def reliamq_consume(
-    cluster: KafkaCluster, topic: str, messages: int, handled: Callable[[], None] = lambda: None
-) -> Reading:
-    """Receive, lanes, decode, handler, settle.  handled: called for each."""
-    app, orders = make(cluster, topic)
-    clock, stop = Clock(messages), anyio.Event()
-
-    @app.handler(orders, group=GROUP, effects="repeatable")
-    async def handle(order: Order) -> None:
-        clock.handled()
-        handled()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(app.run_worker, stop)
-        await clock.finished.wait()
-        stop.set()
-    return clock.reading
+def url_of(cluster: KafkaCluster) -> str:
+    """With which reliamq's topics are like everybody's."""
+    return f"{cluster.url}?partitions={PARTITIONS}"
 
 
 @asynccontextmanager
@@ -99,7 +65,7 @@ def consume_alone(topic: str, messages: int) -> tuple[int, int, float]:
         if count == messages // 10:
             before = _peak_memory()
 
-    reading = asyncio.run(reliamq_consume(kafka_cluster(), topic, messages, handled))
+    reading = asyncio.run(ours.consume(url_of(kafka_cluster()), topic, messages, handled))
     return before, _peak_memory(), reading.rate
 
 
@@ -110,7 +76,7 @@ def _peak_memory() -> int:
 async def measure_memory(cluster: KafkaCluster, messages: int) -> None:
     """Publish here, consume in a process that does nothing else."""
     async with fresh_topics(cluster, "memory") as (topic,):
-        published = (await reliamq_publish(cluster, topic, messages)).rate
+        published = (await ours.publish(url_of(cluster), topic, messages)).rate
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             working = asyncio.wrap_future(pool.submit(consume_alone, topic, messages))
             before, after, consumed = await working

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -67,3 +69,28 @@ def _now() -> tuple[float, float]:
 
 def _reading(began: tuple[float, float], ended: tuple[float, float], messages: int) -> Reading:
     return Reading(messages / (ended[0] - began[0]), (ended[1] - began[1]) / messages * 1e6)
+
+
+class Rates:
+    """What each contestant reached, round by round: messages a second, and this process's CPU for one of them."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._rates: dict[str, list[float]] = defaultdict(list)
+        self._cpu: dict[str, list[float]] = defaultdict(list)
+
+    async def take(self, name: str, turn: Awaitable[Reading]) -> None:
+        """It is this contestant's turn."""
+        reading = await turn
+        self._rates[name].append(reading.rate)
+        self._cpu[name].append(reading.cpu)
+
+    def show(self) -> None:
+        """A line for each: its rate, its CPU, and reliamq's rate as a multiple of it."""
+        for name, rates in self._rates.items():
+            cpu = statistics.median(self._cpu[name])
+            line = f"{self._what:8} {name:16} {statistics.median(rates):>9,.0f}/s {cpu:>7,.0f} µs"
+            if name != "reliamq":
+                ratios = [ours / theirs for ours, theirs in zip(self._rates["reliamq"], rates, strict=True)]
+                line += f"   reliamq/{name} {statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(line)

@@ -15,8 +15,11 @@ from typing import Any
 
 __all__ = [
     "DEAD_LETTERS",
+    "DELAYS_OVER",
     "FACTS",
     "LANE_COUNTS",
+    "WAITS_FOR",
+    "delay_step",
     "facts_queue",
     "group_exchange",
     "lane_pattern",
@@ -28,6 +31,10 @@ __all__ = [
 ]
 
 DEAD_LETTERS = "reliamq.dead-letters"
+DELAYS = "reliamq.delays"
+DELAYS_OVER = f"{DELAYS}/over"
+"""Where a wait ends: each lane gets from there what names it in the header :data:`WAITS_FOR`."""
+WAITS_FOR = "reliamq-lane"
 FACTS = "facts"
 DIGITS = 6
 LANE_COUNTS = tuple(1 << bits for bits in range(DIGITS + 1))
@@ -59,6 +66,11 @@ def ledger_queue(topic: str, group: str, lane: int) -> str:
 def members_exchange(topic: str, group: str) -> str:
     """Where a group's members hear of one another."""
     return f"{group}@{topic}/members"
+
+
+def delay_step(step: int) -> str:
+    """The exchange and the queue of one step of the ladder; a message waits there for so many powers of two seconds."""
+    return f"{DELAYS}/{step}"
 
 
 def lane_pattern(lane: int, lanes: int) -> str:

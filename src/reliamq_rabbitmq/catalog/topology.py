@@ -5,11 +5,15 @@ Each step may be repeated, and a group receives nothing before its last one: the
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiormq.connection import Connection
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from reliamq_rabbitmq.catalog.names import (
+    DELAYS_OVER,
     LANE_COUNTS,
+    WAITS_FOR,
     facts_queue,
     group_exchange,
     lane_pattern,
@@ -44,6 +48,7 @@ async def declare_topic(channel: Channel, settings: RabbitmqSettings, topic: str
 async def declare_group(channel: Channel, settings: RabbitmqSettings, topic: str, group: str, lanes: int) -> None:
     """A group with so many lanes.  Its first lane comes last, so that who finds that one finds all."""
     exchange, seconds = group_exchange(topic, group), settings.request_timeout_seconds
+    await answered(channel.exchange_declare(DELAYS_OVER, exchange_type="headers", durable=True), seconds)
     await answered(channel.exchange_declare(exchange, exchange_type="topic", durable=True), seconds)
     members = members_exchange(topic, group)
     await answered(channel.exchange_declare(members, exchange_type="fanout", durable=True), seconds)
@@ -56,13 +61,12 @@ async def declare_lane(
     channel: Channel, settings: RabbitmqSettings, topic: str, group: str, lane: int, lanes: int
 ) -> None:
     """One lane, its ledger first."""
-    queue = lane_queue(topic, group, lane)
+    queue, seconds = lane_queue(topic, group, lane), settings.request_timeout_seconds
     await declare_queue(channel, settings, ledger_queue(topic, group, lane))
     await declare_queue(channel, settings, queue)
-    await answered(
-        channel.queue_bind(queue, group_exchange(topic, group), lane_pattern(lane, lanes)),
-        settings.request_timeout_seconds,
-    )
+    await answered(channel.queue_bind(queue, group_exchange(topic, group), lane_pattern(lane, lanes)), seconds)
+    back: dict[str, Any] = {"x-match": "all", WAITS_FOR: queue}
+    await answered(channel.queue_bind(queue, DELAYS_OVER, arguments=back), seconds)
 
 
 async def declare_queue(channel: Channel, settings: RabbitmqSettings, name: str) -> None:

@@ -25,7 +25,7 @@ from reliamq_rabbitmq.wire.attempts import Attempts
 from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Received
 from reliamq_rabbitmq.wire.connection import answered, short_channel
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
-from reliamq_rabbitmq.wire.records import message_of, own_headers, readable
+from reliamq_rabbitmq.wire.records import message_of, readable
 
 __all__ = ["Held", "Lane"]
 
@@ -163,7 +163,7 @@ class Lane:
     def _take_in(self, received: Received) -> None:
         if self.window is None:
             return
-        carried = Attempts.carried(own_headers(received.headers))
+        carried = Attempts.carried(received.headers)
         self.window.take_in(received, self._message(received), carried, now=time.monotonic())
         self._changed()
 

@@ -20,6 +20,7 @@ from reliamq.spi import BrokerUnavailable
 from reliamq_rabbitmq.catalog.topology import count_lanes, declare_lane
 from reliamq_rabbitmq.consuming.lane import Lane
 from reliamq_rabbitmq.consuming.roster import Roster, open_roster
+from reliamq_rabbitmq.delays.ladder import Ladder
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import ConnectionLost
 from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, short_channel, unavailable
@@ -37,6 +38,7 @@ LEAVE_SECONDS = 10.0
 class Membership:
     """lanes: by number, those that this member has or waits for.
 
+    ladder: where long waits are; None while there is no connection.
     changed: set whenever something may have become possible: messages came, lanes changed hands.
     stopping: nobody works on what is handed out any more; set before :meth:`stay` is cancelled.
     """
@@ -47,6 +49,7 @@ class Membership:
         self.lanes: dict[int, Lane] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.stopping = False
+        self.ladder: Ladder | None = None
         self.changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._receivers, self._asked_at = 0, time.monotonic()
@@ -112,6 +115,7 @@ class Membership:
             count = await count_lanes(connection, self._settings, self._topic, self._group)
             if not count:
                 raise BrokerUnavailable(self._settings.url, f"{self._label} is not declared")
+            self.ladder = Ladder(connection, self._settings)
             async with open_roster(connection, self._settings, self._topic, self._group) as roster:
                 beating = asyncio.create_task(roster.run(), name=f"roster of {self._label}")
                 try:
@@ -120,6 +124,7 @@ class Membership:
                     beating.cancel()
                     await asyncio.wait({beating})
                     await self._leave()
+                    self.ladder = None
 
     async def _keep_share(
         self, connection: Connection, roster: Roster, beating: asyncio.Task[None], count: int

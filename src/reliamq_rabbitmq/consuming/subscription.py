@@ -18,16 +18,21 @@ from datetime import timedelta
 import anyio
 
 from reliamq.spi import Ack, Delivery, Entry, Release, Retry, Room, Settlement
+from reliamq_rabbitmq.catalog.names import lane_queue
 from reliamq_rabbitmq.consuming.lane import Held, Lane
 from reliamq_rabbitmq.consuming.membership import Membership
 from reliamq_rabbitmq.consuming.window import LaneWindow
+from reliamq_rabbitmq.delays.ladder import Postponement
 from reliamq_rabbitmq.settings import RabbitmqSettings
+from reliamq_rabbitmq.wire.attempts import Attempts
 from reliamq_rabbitmq.wire.connection import FAILURES
 
 __all__ = ["RabbitmqSubscription", "open_subscription"]
 
 logger = logging.getLogger("reliamq.rabbitmq")
 WATCH_SECONDS = 0.2
+LONG = timedelta(seconds=30)
+"""A message that gives way for longer leaves its lane meanwhile."""
 REMEMBERED = 10_000  # receipts, so that settling twice is not told as too late
 Receipt = tuple[int, int, int]
 """Lane, position, number of the hand-out."""
@@ -132,12 +137,13 @@ class RabbitmqSubscription:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """End deliveries, and have the broker know; see the contract."""
+        away = await self._postpone(settlements)
         late: list[Settlement] = []
         applied: list[tuple[Receipt, Settlement, Lane]] = []
         for one in settlements:
             receipt, held = _receipt(one.delivery), self._held(one.delivery)
             if held is not None:
-                self._apply(one, *held)
+                self._apply(Ack(one.delivery) if one in away else one, *held)
                 applied.append((receipt, one, held[0]))
             elif receipt not in self._settled and receipt not in self._settled_before:
                 late.append(one)
@@ -148,6 +154,33 @@ class RabbitmqSubscription:
             else:
                 self._remember(receipt)
         return late
+
+    async def _postpone(self, settlements: Sequence[Settlement]) -> Collection[Settlement]:
+        """Send away what gives way for long, so that it holds no room here meanwhile (C6); what has gone.
+
+        Crashed or cancelled here: it comes twice, from there and from here.
+        """
+        ladder = self._membership.ladder
+        leaving = [(one, away) for one in settlements if ladder and (away := self._postponement(one))]
+        if ladder is None or not leaving:
+            return ()
+        try:
+            gone = await ladder.postpone([away for _, away in leaving])
+        except FAILURES as error:
+            logger.warning("group '%s': long retries wait in their lanes: %s", self._group, error)
+            return ()
+        return [one for (one, _), certain in zip(leaving, gone, strict=True) if certain]
+
+    def _postponement(self, settlement: Settlement) -> Postponement | None:
+        if not isinstance(settlement, Retry) or settlement.keep_order or settlement.delay <= LONG:
+            return None
+        held = self._held(settlement.delivery)
+        if held is None or not held[2].content.message.type:  # one that nobody of ours wrote cannot be written again
+            return None
+        lane, _, entry = held
+        attempts = Attempts(entry.failures + settlement.counts, entry.crashes)
+        queue = lane_queue(self._topic, self._group, lane.number)
+        return Postponement(entry.content.message, queue, attempts, settlement.delay)
 
     def _apply(self, settlement: Settlement, lane: Lane, window: LaneWindow, entry: Entry[Held]) -> None:
         match settlement:

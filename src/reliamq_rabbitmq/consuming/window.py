@@ -23,7 +23,10 @@ ON_ITS_WAY = 0
 
 @dataclass(slots=True)
 class Held:
-    """A message of the lane.  tag: its delivery's; ON_ITS_WAY while it is renewed.  since: when that came, monotonic."""
+    """A message of the lane.
+
+    tag: its delivery's; ON_ITS_WAY while it is renewed.  since: when that came, monotonic.
+    """
 
     message: Message
     received: Received

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from reliamq_rabbitmq.wire.records import OURS
+
 __all__ = ["Attempts"]
 
-FAILURES, CRASHES = "failures", "crashes"
+FAILURES, CRASHES, DUE = "failures", "crashes", "due"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,24 @@ class Attempts:
         values: dict[str, Any] = json.loads(record)
         return values.pop("id"), cls(**values)
 
-    def headers(self) -> dict[str, str]:
-        """As a message carries it that waits elsewhere; names without reliamq's prefix."""
-        return {FAILURES: str(self.failures), CRASHES: str(self.crashes)}
+    def headers(self, due: float) -> dict[str, str]:
+        """As a message carries it that waits elsewhere."""
+        return {OURS + FAILURES: str(self.failures), OURS + CRASHES: str(self.crashes), OURS + DUE: str(due)}
 
     @classmethod
     def carried(cls, headers: Mapping[str, object]) -> Attempts:
-        """What a message carries; nothing, where nobody wrote it."""
-        return cls(_number(headers.get(FAILURES)), _number(headers.get(CRASHES)))
+        """What a message carries; nothing, where nobody wrote it.  headers: whole."""
+        if OURS + DUE not in headers:
+            return NONE
+        failures, crashes = (int(_number(headers.get(OURS + name))) for name in (FAILURES, CRASHES))
+        return cls(failures, crashes, due=_number(headers.get(OURS + DUE)))
 
 
-def _number(text: object) -> int:
-    return int(text) if isinstance(text, str) and text.isdecimal() else 0
+def _number(text: object) -> float:
+    try:
+        return float(text) if isinstance(text, str) else 0.0
+    except ValueError:
+        return 0.0
+
+
+NONE = Attempts()

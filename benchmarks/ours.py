@@ -1,0 +1,48 @@
+"""reliamq as a contestant: an application with the settings that it has by itself, on whatever broker the URL says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import anyio
+
+from benchmarks.embedded import Order, publish as publish_orders
+from benchmarks.measuring import Clock, Reading
+from reliamq import Reliamq
+from reliamq.settings import Settings
+from reliamq.topics import Topic
+
+__all__ = ["consume", "publish"]
+
+GROUP = "bench"
+
+
+def make(url: str, topic: str) -> tuple[Reliamq, Topic[Order]]:
+    """The application and its topic."""
+    app = Reliamq(Settings(broker=url))
+    return app, app.topic(topic, Order, key=lambda order: order.account, groups=[GROUP], retention=timedelta(0))
+
+
+async def publish(url: str, topic: str, messages: int) -> Reading:
+    """A model each."""
+    app, orders = make(url, topic)
+    async with app:
+        return await publish_orders(orders, messages)
+
+
+async def consume(url: str, topic: str, messages: int, handled: Callable[[], None] = lambda: None) -> Reading:
+    """Receive, lanes, decode, handler, settle.  handled: called for each."""
+    app, orders = make(url, topic)
+    clock, stop = Clock(messages), anyio.Event()
+
+    @app.handler(orders, group=GROUP, effects="repeatable")
+    async def handle(order: Order) -> None:
+        clock.handled()
+        handled()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(app.run_worker, stop)
+        await clock.finished.wait()
+        stop.set()
+    return clock.reading

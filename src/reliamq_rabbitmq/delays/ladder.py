@@ -1,0 +1,102 @@
+"""Long waits: a ladder of quorum queues, each of which holds a message twice as long as the one below it.
+
+A queue whose messages have different times to live lets one that is over wait behind one that is not; here all messages
+of a queue wait equally long, so that none waits for another.  A wait is the sum of some steps: its seconds in binary
+are the routing key, and each step either keeps a message or passes it on.  The broker does the waiting, and hands on
+what is over when the next queue has it (dead-letter strategy at-least-once).
+
+It promises that what was postponed and confirmed comes back to its lane, no earlier than asked, with its attempts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from aiormq.connection import Connection
+
+from reliamq.spi import Message
+from reliamq_rabbitmq.catalog.names import DELAYS_OVER, WAITS_FOR, delay_step, quorum_arguments
+from reliamq_rabbitmq.settings import RabbitmqSettings
+from reliamq_rabbitmq.wire.attempts import Attempts
+from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing, open_channel
+from reliamq_rabbitmq.wire.connection import answered, short_channel
+from reliamq_rabbitmq.wire.frames import media_type
+from reliamq_rabbitmq.wire.records import headers_of
+
+__all__ = ["LONGEST", "Ladder", "Postponement"]
+
+STEPS = 23
+LONGEST = timedelta(seconds=(1 << STEPS) - 1)
+"""97 days.  What must wait longer waits for the rest in its lane."""
+POSTPONE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Postponement:
+    """lane: the queue to come back to."""
+
+    message: Message
+    lane: str
+    attempts: Attempts
+    delay: timedelta
+
+
+class Ladder:
+    """One member's way to it.  Its queues are made when they are needed first."""
+
+    def __init__(self, connection: Connection, settings: RabbitmqSettings) -> None:
+        self._connection, self._settings = connection, settings
+        self._channel: Channel | None = None
+
+    async def postpone(self, postponements: Sequence[Postponement]) -> Sequence[bool]:
+        """Have these wait; whether each is certain to come back.
+
+        Raises ConnectionLost, TimeoutError, the client's errors.  Cancelled: some may come back besides.
+        """
+        channel = await self._opened()
+        outgoing = [_outgoing(one) for one in postponements]
+        fates = await channel.publish(outgoing, deadline=time.monotonic() + POSTPONE_SECONDS)
+        return [fate is Fate.CONFIRMED for fate in fates]
+
+    async def _opened(self) -> Channel:
+        if self._channel is not None and self._channel.lost is None:
+            return self._channel
+        async with short_channel(self._connection, self._settings) as channel:
+            await self._declare(channel)
+        opening = open_channel(self._connection, confirms=True)
+        self._channel = await answered(opening, self._settings.request_timeout_seconds)
+        return self._channel
+
+    async def _declare(self, channel: Channel) -> None:
+        seconds = 3 * self._settings.request_timeout_seconds
+        await answered(channel.exchange_declare(DELAYS_OVER, exchange_type="headers", durable=True), seconds)
+        below = DELAYS_OVER
+        for step in range(STEPS):
+            name = delay_step(step)
+            arguments = {
+                **quorum_arguments(self._settings.replicas, single_consumer=False),
+                "x-message-ttl": 1000 << step,
+                "x-dead-letter-exchange": below,
+                "x-dead-letter-strategy": "at-least-once",
+            }
+            await answered(channel.exchange_declare(name, exchange_type="topic", durable=True), seconds)
+            await answered(channel.queue_declare(name, durable=True, arguments=arguments), seconds)
+            await answered(channel.queue_bind(name, name, _digit(step, "1")), seconds)
+            await answered(channel.exchange_bind(below, name, _digit(step, "0")), seconds)
+            below = name
+
+
+def _digit(step: int, digit: str) -> str:
+    """Routing keys with that digit at that step."""
+    return ".".join(["*"] * (STEPS - 1 - step) + [digit, "#"])
+
+
+def _outgoing(one: Postponement) -> Outgoing:
+    seconds = min(int(one.delay.total_seconds()), int(LONGEST.total_seconds()))  # a part of one waits in its lane
+    due = time.time() + one.delay.total_seconds()
+    headers = headers_of(one.message, [(WAITS_FOR, one.lane), *one.attempts.headers(due).items()])
+    routing_key = ".".join(f"{seconds:0{STEPS}b}")
+    return Outgoing(delay_step(STEPS - 1), routing_key, media_type(one.message.content_type), headers, one.message.body)
