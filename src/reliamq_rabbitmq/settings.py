@@ -59,7 +59,7 @@ class RabbitmqSettings(BaseModel):
 
     servers: tuple[str, ...]
     virtual_host: str = "/"
-    lanes: Literal[1, 2, 4, 8, 16, 32, 64] = 8
+    lanes: Literal[1, 2, 4, 8, 16, 32, 64] = 4
     replicas: int = Field(default=3, ge=1, le=9)
     prefetch: int = Field(default=500, ge=1, le=10_000)
     heartbeat_seconds: int = Field(default=10, ge=1, le=600)
