@@ -59,7 +59,7 @@ class Lane:
         self._ledger = Ledger(settings.request_timeout_seconds)
         self._channel: Channel | None = None
         self._writing = asyncio.Lock()
-        self._ended = asyncio.Event()
+        self._ended, self._woken = asyncio.Event(), asyncio.Event()
         self.window: LaneWindow | None = None
         self.retiring = self.stopping = False
         self.settled = asyncio.Event()
@@ -79,8 +79,10 @@ class Lane:
                     return
                 suspicious = self._ledger.crashed
                 await self._ledger.open(journal)
+                ahead = time.time() - time.monotonic()
+                window = LaneWindow(self._ledger.restored, suspicious=suspicious, wall_ahead=ahead)
                 async with short_channel(self._connection, self._settings) as channel:
-                    await self._serve(channel, journal, LaneWindow(self._ledger.restored, suspicious=suspicious))
+                    await self._serve(channel, journal, window)
         finally:
             self.window = self._channel = None
             self._changed()
@@ -101,12 +103,10 @@ class Lane:
         self._channel, self.window = channel, window
         queue = lane_queue(self._topic, self._group, self.number)
         lost = asyncio.ensure_future(journal.lost.wait())
-        lost.add_done_callback(lambda _: self._ended.set())
+        lost.add_done_callback(lambda _: self._end())
         try:
             await answered(
-                channel.consume(
-                    queue, prefetch=self._settings.prefetch, deliver=self._take_in, cancelled=self._ended.set
-                ),
+                channel.consume(queue, prefetch=self._settings.prefetch, deliver=self._take_in, cancelled=self._end),
                 self._settings.request_timeout_seconds,
             )
             await self._renew_until_ended()
@@ -122,20 +122,28 @@ class Lane:
         while not self._ended.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(share):
-                    await self._ended.wait()
-                    return
-            before = time.monotonic() - 2 * share
+                    await self._woken.wait()
+            self._woken.clear()
             async with self._writing:
-                await self._ledger.renew(before)
-                if self.window is not None and self._channel is not None:
-                    for tag in self.window.to_renew(before):
-                        await self._channel.requeue(tag)
+                await self._renew(time.monotonic() - 2 * share)
+
+    async def _renew(self, before: float) -> None:
+        window, channel = self.window, self._channel
+        if window is None or channel is None or self._ended.is_set():
+            return
+        await self._ledger.renew(before)
+        for tag in (*window.to_renew(before), *window.behind_renewed()):
+            await channel.requeue(tag)
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._woken.set()
 
     def retire(self) -> None:
         """It is wanted elsewhere, or nobody asks any more."""
         if not self.retiring:
             self.retiring = True
-            self._ended.set()
+            self._end()
             self.settled.set()
 
     async def _hand_over(self, window: LaneWindow) -> None:
@@ -164,7 +172,8 @@ class Lane:
         if self.window is None:
             return
         carried = Attempts.carried(received.headers)
-        self.window.take_in(received, self._message(received), carried, now=time.monotonic())
+        if self.window.take_in(received, self._message(received), carried, now=time.monotonic()):
+            self._woken.set()
         self._changed()
 
     def _message(self, received: Received) -> Message:
@@ -207,4 +216,4 @@ class Lane:
 
     def lose(self) -> None:
         """What it is in is unknown: let it be taken anew."""
-        self._ended.set()
+        self._end()

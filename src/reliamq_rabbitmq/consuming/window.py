@@ -8,7 +8,6 @@ tags and attempts.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,11 +36,13 @@ class Held:
 class LaneWindow(Window[Held]):
     """One lane.
 
+    wall_ahead: seconds by which the wall clock, that is written down, is ahead of the monotonic one.
     suspicious: a member of it died; what the broker gave out before may have been in its process.
     """
 
-    def __init__(self, restored: Mapping[str, Attempts], *, suspicious: bool) -> None:
+    def __init__(self, restored: Mapping[str, Attempts], *, suspicious: bool, wall_ahead: float) -> None:
         super().__init__()
+        self._wall_ahead = wall_ahead
         self._restored, self._suspicious = dict(restored), suspicious
         self._positions = itertools.count(1)
         self._watermark = Watermark()
@@ -49,17 +50,18 @@ class LaneWindow(Window[Held]):
         self._finished: list[int] = []
         self._changed: dict[str, Entry[Held]] = {}
         self._ended: list[str] = []
+        self._late: list[Entry[Held]] = []  # came while others were renewed
         self._gone: set[int] = set()  # finished while they were renewed
         self.caught_up = False
         """Something came that nobody had before: all that came back has come."""
 
     # --- what comes ------------------------------------------------------------------------------------------------
 
-    def take_in(self, received: Received, message: Message, carried: Attempts, *, now: float) -> None:
-        """A delivery.  carried: the attempts that it brings along.  now: monotonic seconds."""
+    def take_in(self, received: Received, message: Message, carried: Attempts, *, now: float) -> bool:
+        """A delivery; whether it must be renewed.  carried: the attempts that it brings along.  now: monotonic."""
         self._watermark.deliver(received.tag)
         if received.redelivered and self._renewed(received, message, now):
-            return
+            return False
         if not received.redelivered and not self.caught_up:
             self.caught_up = True
             self._ended += self._restored  # of messages that are gone
@@ -68,10 +70,14 @@ class LaneWindow(Window[Held]):
         written = self._restored.pop(message.id, None)
         known = written or carried
         entry.failures, entry.crashes, entry.apart = known.failures, known.crashes + known.begun, known.apart
-        left = known.due - time.time()
-        entry.due = now + left if left > 0 else 0.0
-        entry.redelivered = left <= 0 and ((self._suspicious and received.redelivered) or known.redelivered)
-        self.add(entry, waits=entry.apart or (left > 0 and entry.key is None))
+        due = known.due - self._wall_ahead
+        waits = due > now  # then nobody has had it since its retry
+        entry.due = due if waits else 0.0
+        entry.redelivered = not waits and ((self._suspicious and received.redelivered) or known.redelivered)
+        if self._renewing:
+            self._late.append(entry)
+        self.add(entry, waits=entry.apart or (waits and entry.key is None))
+        return bool(self._late)
 
     # --- what goes to the broker -----------------------------------------------------------------------------------
 
@@ -104,7 +110,7 @@ class LaneWindow(Window[Held]):
         """What must be written into the ledger, and whose records may go.  They are not told again."""
         changed, self._changed = self._changed, {}
         ended, self._ended = self._ended, []
-        attempts = {name: _attempts(entry) for name, entry in changed.items()}
+        attempts = {name: self._attempts(entry) for name, entry in changed.items()}
         none = Attempts()
         ended += [name for name, one in attempts.items() if one == none]
         return {name: one for name, one in attempts.items() if one != none}, ended
@@ -128,24 +134,35 @@ class LaneWindow(Window[Held]):
     def suspects(self) -> Mapping[str, Attempts]:
         """Of what is unfinished, that which a process may have started on that died: for whoever comes next."""
         return {
-            entry.content.message.id: _attempts(entry) for entry in self.entries() if entry.redelivered
+            entry.content.message.id: self._attempts(entry) for entry in self.entries() if entry.redelivered
         } | self._restored
 
     # --- renewing --------------------------------------------------------------------------------------------------
 
     def to_renew(self, before: float) -> Sequence[int]:
-        """Tags of what came before that and is not finished.  They are given back, and come again at once with new
-        tags; meanwhile their work goes on.
+        """If anything unfinished came before that: tags of all that is unfinished, in order.
+
+        They are given back, and come again at once with new tags; meanwhile their work goes on.  All, because after a
+        crash the broker gives them out in the order of their tags.
         """
-        tags = []
-        for entry in self.entries():
-            tag = entry.content.tag
-            if entry.content.since < before and tag != ON_ITS_WAY:
-                self._renewing.setdefault(entry.content.message.id, []).append(entry)
-                self._watermark.finish(tag)
-                entry.content.tag = ON_ITS_WAY
-                tags.append(tag)
-        return tags
+        entries = sorted(entry for entry in self.entries() if entry.content.tag != ON_ITS_WAY)
+        if not any(entry.content.since < before for entry in entries):
+            return ()
+        return [self._renew(entry) for entry in entries]
+
+    def behind_renewed(self) -> Sequence[int]:
+        """Tags of what came while others were on their way, and must come after them.  Not told again."""
+        behind, self._late = self._late, []
+        return [self._renew(entry) for entry in behind if entry.content.tag != ON_ITS_WAY and not self._is_over(entry)]
+
+    def _is_over(self, entry: Entry[Held]) -> bool:
+        return entry.content.tag in self._finished
+
+    def _renew(self, entry: Entry[Held]) -> int:
+        tag, entry.content.tag = entry.content.tag, ON_ITS_WAY
+        self._renewing.setdefault(entry.content.message.id, []).append(entry)
+        self._watermark.finish(tag)
+        return tag
 
     def _renewed(self, received: Received, message: Message, now: float) -> bool:
         renewing = self._renewing.get(message.id)
@@ -160,14 +177,12 @@ class LaneWindow(Window[Held]):
             self._acknowledge(entry)
         return True
 
-
-def _attempts(entry: Entry[Held]) -> Attempts:
-    left = entry.due - time.monotonic()
-    return Attempts(
-        failures=entry.failures,
-        crashes=entry.crashes,
-        begun=entry.begun,
-        apart=entry.apart,
-        due=time.time() + left if entry.due and left > 0 else 0.0,
-        redelivered=entry.redelivered,
-    )
+    def _attempts(self, entry: Entry[Held]) -> Attempts:
+        return Attempts(
+            failures=entry.failures,
+            crashes=entry.crashes,
+            begun=entry.begun,
+            apart=entry.apart,
+            due=entry.due + self._wall_ahead if entry.due else 0.0,
+            redelivered=entry.redelivered,
+        )
