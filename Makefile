@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-dev
 # Beside the bare client and FastStream.
 bench-kafka: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmarks]'
-	$(BIN)/python -m tests.servers run $(BIN)/python -m benchmarks.kafka
+	$(BIN)/python -m tests.servers run --only kafka $(BIN)/python -m benchmarks.kafka
 
 # The index of promises in the docs.
 promises: $(VENV)/.installed-dev

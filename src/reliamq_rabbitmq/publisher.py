@@ -16,15 +16,16 @@ from dataclasses import dataclass
 
 from aiormq.connection import Connection
 
-from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
+from reliamq.spi import ConfigurationError, Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
 from reliamq_rabbitmq.catalog.facts import TopicFacts, read_facts
-from reliamq_rabbitmq.catalog.names import group_exchange, routing_key
+from reliamq_rabbitmq.catalog.names import check_names, group_exchange, routing_key
 from reliamq_rabbitmq.catalog.topology import exchange_exists
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing, open_channel
 from reliamq_rabbitmq.wire.connection import FAILURES, answered, close, connect, unavailable
 from reliamq_rabbitmq.wire.frames import media_type
 from reliamq_rabbitmq.wire.records import headers_of
+from reliamq_rabbitmq.wire.versions import largest_message
 
 __all__ = ["RabbitmqPublisher", "open_publisher"]
 
@@ -38,6 +39,11 @@ class _Link:
 
     connection: Connection
     channel: Channel
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is worth trying; one that confirms nothing for long may be on a node without the others."""
+        return self.channel.lost is None and self.channel.silent_seconds < SILENT_SECONDS
 
 
 class RabbitmqPublisher:
@@ -59,24 +65,26 @@ class RabbitmqPublisher:
         """Store a batch; see the contract."""
         link = await self._linked(deadline)
         outcomes: dict[int, Outcome] = {}
-        outgoing: dict[int, Outgoing] = {}
-        unknown: set[tuple[str, str | None]] = set()
+        outgoing: list[tuple[int, Outgoing]] = []
+        missing: set[tuple[str, str | None]] = set()
         for index, message in enumerate(batch):
-            refusal = await self._refusal(link, message, unknown, deadline)
-            if refusal is not None:
-                outcomes[index] = refusal
-                continue
+            facts = self._facts.get(message.topic)
+            if facts is None or (message.only_group and (message.topic, message.only_group) not in self._groups):
+                facts = await self._look_up(link, message.topic, message.only_group, missing, deadline)
             try:
-                outgoing[index] = self._outgoing(message)
+                if rejection := _refusal(message, facts):
+                    outcomes[index] = rejection
+                else:
+                    outgoing.append((index, self._outgoing(message)))
             except ValueError as error:
                 outcomes[index] = Rejection(
                     message.id, RejectionReason.INVALID, f"AMQP cannot carry it: {error}", error
                 )
         # Lane by lane: what a quorum queue gets at once it writes and replicates at once, which costs the broker a
         # third less.  A key's messages have one routing key, so they stay in order.
-        outgoing = dict(sorted(outgoing.items(), key=_lane_of))
-        fates = await link.channel.publish(list(outgoing.values()), deadline=deadline)
-        for index, fate in zip(outgoing, fates, strict=True):
+        outgoing.sort(key=_lane_of)
+        fates = await link.channel.publish([one for _, one in outgoing], deadline=deadline)
+        for (index, _), fate in zip(outgoing, fates, strict=True):
             outcomes[index] = self._outcome(batch[index], fate, link.channel)
         return [outcomes[index] for index in range(len(batch))]
 
@@ -97,42 +105,43 @@ class RabbitmqPublisher:
 
     # --- what is known of topics -----------------------------------------------------------------------------------
 
-    async def _refusal(
-        self, link: _Link, message: Message, unknown: set[tuple[str, str | None]], deadline: float
-    ) -> Rejection | None:
-        """Why it need not be sent.  unknown: what was found not to be there by this batch."""
-        topic, group = message.topic, message.only_group
-        if (topic, group) in unknown:
-            return _unroutable(message)
-        facts = self._facts.get(topic)
-        if facts is None or (group is not None and (topic, group) not in self._groups):
-            facts = await self._look_up(link, topic, group, deadline)
-            if facts is None:
-                unknown.add((topic, group))
-                return _unroutable(message)
-        if message.size > facts.max_message_bytes:
-            detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
-            return Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{topic}'")
-        return None
+    async def _look_up(
+        self, link: _Link, topic: str, group: str | None, missing: set[tuple[str, str | None]], deadline: float
+    ) -> TopicFacts | None:
+        """The facts, or None where there is no such topic, or no such group of it.
 
-    async def _look_up(self, link: _Link, topic: str, group: str | None, deadline: float) -> TopicFacts | None:
+        missing: what was found not to be there by this batch.
+        """
+        if (topic, group) in missing:
+            return None
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                facts = self._facts.get(topic) or await self._topic(link, topic)
-                if facts is not None and group is not None:
-                    if not await exchange_exists(link.connection, self._settings, group_exchange(topic, group)):
-                        return None
-                    self._groups.add((topic, group))
-                return facts
+                facts = await self._ask(link, topic, group)
         except FAILURES as error:
             raise unavailable(self._settings, f"looking up topic '{topic}'", error) from error
+        if facts is None:
+            missing.add((topic, group))
+        return facts
+
+    async def _ask(self, link: _Link, topic: str, group: str | None) -> TopicFacts | None:
+        try:
+            check_names(topic, group or "")
+        except ConfigurationError:  # then nobody could declare it
+            return None
+        facts = self._facts.get(topic) or await self._topic(link, topic)
+        if facts is not None and group is not None:
+            if not await exchange_exists(link.connection, self._settings, group_exchange(topic, group)):
+                return None
+            self._groups.add((topic, group))
+        return facts
 
     async def _topic(self, link: _Link, topic: str) -> TopicFacts | None:
         if not await exchange_exists(link.connection, self._settings, topic):
             return None
         facts = await read_facts(link.connection, self._settings, topic)
         if facts is not None:
-            self._facts[topic] = facts
+            largest = min(facts.max_message_bytes, largest_message(link.connection))
+            facts = self._facts[topic] = TopicFacts(largest)
         return facts
 
     def _outcome(self, message: Message, fate: Fate, channel: Channel) -> Outcome:
@@ -156,11 +165,11 @@ class RabbitmqPublisher:
 
     async def _linked(self, deadline: float) -> _Link:
         """The connection, made again if it has ended.  Raises BrokerUnavailable."""
-        if self._link is not None and self._link.channel.lost is None:
+        if self._link is not None and self._link.is_alive:
             return self._link
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._linking:
-                if self._link is not None and self._link.channel.lost is None:
+                if self._link is not None and self._link.is_alive:
                     return self._link
                 await self._unlink()
                 self._link = await self._new_link()
@@ -195,6 +204,16 @@ class RabbitmqPublisher:
 
 def _lane_of(item: tuple[int, Outgoing]) -> str:
     return item[1].routing_key
+
+
+def _refusal(message: Message, facts: TopicFacts | None) -> Rejection | None:
+    """Why it need not be sent."""
+    if facts is None:
+        return _unroutable(message)
+    if message.size > facts.max_message_bytes:
+        detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
+        return Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{message.topic}'")
+    return None
 
 
 def _unroutable(message: Message) -> Rejection:

@@ -1,6 +1,6 @@
-"""An application on Kafka whose handlers do what their messages say, and write down what they did.
+"""An application whose handlers do what their messages say, and write down what they did.
 
-Run by ``reliamq run tests.kafka.service:app`` in worker processes; the environment says where.
+Run by ``reliamq run tests.brokers.service:app`` in worker processes; the environment says where.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from reliamq_kafka.settings import KafkaSettings, read_settings
 from reliamq_kafka.wire.admin import open_admin
 from reliamq_kafka.wire.consumers import open_consumer
 from reliamq_kafka.wire.producers import open_producers
+from tests.brokers.application import Order, eventually, make_app, publish, working
+from tests.brokers.conftest import on_kafka
 from tests.kafka.conftest import create_topic, log_of, message
-from tests.kafka.test_consuming import Order, eventually, make_app, publish, working
 from tests.servers.kafka import KafkaCluster
 from tests.servers.proxy import Proxy
 
@@ -121,8 +122,8 @@ async def test_a_worker_whose_connections_are_cut_handles_everything_in_order(
 ) -> None:
     """C1 C3"""
     topic = f"network-{uuid.uuid4()}"
-    app = make_app(kafka, tmp_path, topic, partitions=3)
-    distant = make_app(kafka, tmp_path, topic, broker=kafka.proxied_url, partitions=3)
+    app = make_app(on_kafka(kafka), tmp_path, shares=3)
+    distant = make_app(on_kafka(kafka), tmp_path, shares=3, url=kafka.proxied_url)
     handled: list[tuple[str, int]] = []
     orders = distant.topic(topic, Order, key=lambda order: order.account)
     app.topic(topic, Order, key=lambda order: order.account, groups=["g"])

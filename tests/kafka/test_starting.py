@@ -17,8 +17,8 @@ from reliamq.settings import Settings
 from reliamq.spi import Durability
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import open_admin
+from tests.brokers.application import Order
 from tests.kafka.test_audit import commit, write
-from tests.kafka.test_consuming import Order
 from tests.servers.kafka import KafkaCluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("kafka")]

@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 __all__ = ["HOME", "kafka_jars", "program"]
 
 HOME = Path(__file__).parents[2] / "build" / "servers"
+POLICY = Path("/usr/sbin/policy-rc.d")
 POM = Path(__file__).parent / "kafka-pom.xml"
 
 
@@ -46,5 +51,24 @@ def _apt_install(package: str) -> None:
     if os.geteuid() != 0 or apt is None:
         raise RuntimeError(f"install the package '{package}' first, or run as root where apt-get is")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "-y", "-qq", package]):
-        subprocess.run([apt, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=900)
+    HOME.mkdir(parents=True, exist_ok=True)
+    with FileLock(HOME / "apt.lock"), _no_service_starts():  # two clusters may be on their way up
+        for arguments in (["update", "-qq"], ["install", "-y", "-qq", package]):
+            subprocess.run([apt, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=900)
+
+
+@contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """What a package brings does not run at once, on its usual port: the tests start their own.
+
+    Packages ask the policy; where the machine has one already, it stands.
+    """
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")  # nothing is allowed
+    try:
+        POLICY.chmod(0o755)
+        yield
+    finally:
+        POLICY.unlink()

@@ -52,6 +52,11 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    @property
+    def connections(self) -> int:
+        """How many go through it now."""
+        return len(self._writers) // 2
+
     def cut(self) -> None:
         """Reset every connection; new ones are accepted."""
         self._call(self._reset_all)

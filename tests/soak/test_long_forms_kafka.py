@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka.test_consuming import handle_slowly, stop_cleanly, storm
+from tests.brokers.conftest import on_kafka
+from tests.brokers.test_consuming import handle_slowly, stop_cleanly, storm
 from tests.proving.test_prove import BROKEN, prove
-from tests.proving.test_prove_kafka import KILL_BROKER, NONE_WRONG, url
+from tests.proving.test_prove_cluster import NONE_WRONG, kill_broker, url
 from tests.servers.kafka import KafkaCluster
 from tests.soak.test_long_forms import Note, judge_backlog, note
 
@@ -23,7 +24,7 @@ def test_twenty_thousand_messages_while_everything_is_killed(
     """A process and a broker every five seconds; never two brokers at once."""
     code, counters = prove(
         *("--broker", url(whole), "--messages", "20000", "--seed", str(seed), "--kill-every", "5"),
-        *("--kill-broker", KILL_BROKER, "--kill-broker-every", "5", "--deadline", "600"),
+        *("--kill-broker", kill_broker(whole), "--kill-broker-every", "5", "--deadline", "600"),
         timeout=3600,
     )
     note(record_property, counters)
@@ -51,15 +52,15 @@ def test_a_broken_rule_is_caught_whatever_the_seed(
 
 
 async def test_a_handler_of_ninety_seconds_with_a_poll_interval_of_thirty(kafka: KafkaCluster, tmp_path: Path) -> None:
-    await handle_slowly(kafka, tmp_path, f"soak-{time.time_ns()}", seconds=90, poll_interval=30)
+    await handle_slowly(on_kafka(kafka), tmp_path, f"soak-{time.time_ns()}", seconds=90, poll_interval_seconds=30)
 
 
 async def test_a_hundred_clean_stops_under_load(kafka: KafkaCluster, tmp_path: Path) -> None:
-    await stop_cleanly(kafka, tmp_path, f"soak-{time.time_ns()}", stops=100)
+    await stop_cleanly(on_kafka(kafka), tmp_path, f"soak-{time.time_ns()}", stops=100)
 
 
 async def test_a_storm_of_a_minute(kafka: KafkaCluster, tmp_path: Path) -> None:
-    await storm(kafka, tmp_path, f"soak-{time.time_ns()}", seconds=60, messages=6_000)
+    await storm(on_kafka(kafka), tmp_path, f"soak-{time.time_ns()}", seconds=60, messages=6_000)
 
 
 def test_a_backlog_of_a_million_costs_no_memory(kafka: KafkaCluster, record_property: Note) -> None:

@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
+from reliamq.spi import ConfigurationError
+from reliamq_rabbitmq.wire.frames import LONGEST_SHORT
+
 __all__ = [
     "DEAD_LETTERS",
     "DELAYS_OVER",
     "FACTS",
     "LANE_COUNTS",
     "WAITS_FOR",
+    "check_names",
     "delay_step",
     "facts_queue",
     "group_exchange",
@@ -41,6 +45,17 @@ LANE_COUNTS = tuple(1 << bits for bits in range(DIGITS + 1))
 ROUTING_KEYS = tuple(".".join(f"{number:0{DIGITS}b}") for number in range(1 << DIGITS))
 NO_DELIVERY_LIMIT = 1_000_000_000
 """RabbitMQ 4 drops what was delivered 20 times, unless a limit is set; earlier versions have no word for none."""
+
+
+def check_names(topic: str, group: str = "") -> None:
+    """Raise ConfigurationError where AMQP cannot hold the names that they lead to."""
+    longest = ledger_queue(topic, group, LANE_COUNTS[-1] - 1)
+    if len(longest.encode()) > LONGEST_SHORT:
+        room = LONGEST_SHORT - len(ledger_queue("", "", LANE_COUNTS[-1] - 1))
+        together = len((topic + group).encode())
+        raise ConfigurationError(
+            f"topic '{topic}' and group '{group}' have {together} bytes together; RabbitMQ's names have room for {room}"
+        )
 
 
 def facts_queue(topic: str) -> str:

@@ -14,7 +14,7 @@ from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelPreconditi
 from reliamq.spi import Finding, GroupSpec, Severity, TopicSpec
 from reliamq_rabbitmq.audit.audit import audit
 from reliamq_rabbitmq.catalog.facts import TopicFacts, write_facts
-from reliamq_rabbitmq.catalog.names import lane_queue
+from reliamq_rabbitmq.catalog.names import check_names, lane_queue
 from reliamq_rabbitmq.catalog.topology import count_lanes, declare_group, declare_topic
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, short_channel, unavailable
@@ -32,9 +32,11 @@ class RabbitmqStorage:
         self._connection, self._settings = connection, settings
 
     async def declare(self, topics: Sequence[TopicSpec]) -> Sequence[Finding]:
-        """Create what is missing; see the contract."""
+        """Create what is missing; see the contract.  Raises ConfigurationError for names that are too long."""
         findings: list[Finding] = []
         for spec in topics:
+            for name in ("", *(group.name for group in spec.groups)):
+                check_names(spec.name, name)
             try:
                 findings += await self._declare(spec)
             except (ChannelPreconditionFailed, ChannelAccessRefused) as error:

@@ -117,6 +117,7 @@ class Channel(ClientChannel):
         self._published = 0
         self._unconfirmed: dict[int, tuple[_Batch, int, int]] = {}  # by number: whose, which of it, its bytes
         self._unconfirmed_bytes = 0
+        self._heard_at = 0.0
         self._returned: set[int] = set()
         self._writing = asyncio.Lock()
         self._deliver: Callable[[Received], None] | None = None
@@ -155,6 +156,8 @@ class Channel(ClientChannel):
             if self.lost is not None:  # it ended while this waited for room: nobody will confirm
                 waiting.fates[start:end] = [Fate.UNKNOWN] * (end - start)
                 return
+            if not self._unconfirmed:
+                self._heard_at = time.monotonic()
             for place in range(start, end):
                 self._published += 1
                 self._unconfirmed[self._published] = waiting, place, len(batch[place].body)
@@ -201,6 +204,7 @@ class Channel(ClientChannel):
 
     async def _on_confirm_frame(self, frame: Any) -> None:
         tag, fate = frame.delivery_tag, Fate.CONFIRMED if isinstance(frame, commands.Basic.Ack) else Fate.REFUSED
+        self._heard_at = time.monotonic()
         if not frame.multiple:
             self._conclude(tag, fate)
             return
@@ -221,9 +225,9 @@ class Channel(ClientChannel):
         waiting.conclude(place, fate)
 
     @property
-    def unconfirmed(self) -> int:
-        """How many messages were written whose fate is unknown."""
-        return len(self._unconfirmed)
+    def silent_seconds(self) -> float:
+        """For how long something is unconfirmed, and nothing was confirmed."""
+        return time.monotonic() - self._heard_at if self._unconfirmed else 0.0
 
     # --- consuming -------------------------------------------------------------------------------------------------
 

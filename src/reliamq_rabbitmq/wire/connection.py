@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from aiormq.connection import Connection
-from aiormq.exceptions import AMQPError, AuthenticationError, ProbableAuthenticationError
+from aiormq.exceptions import AMQPError
 from yarl import URL
 
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, open_channel
+from reliamq_rabbitmq.wire.errors import why_not_connected
 
 __all__ = ["FAILURES", "answered", "close", "connect", "open_connection", "short_channel", "unavailable"]
 
@@ -50,20 +51,19 @@ async def connect(settings: RabbitmqSettings, purpose: str) -> Connection:
     Raises BrokerUnavailable naming each server's fault.  Cancelled: nothing stays open.
     """
     servers = random.sample(settings.servers, len(settings.servers))
-    context, faults = settings.ssl_context(), []
+    context, faults = settings.ssl_context(), dict[str, list[str]]()
     for server in servers:
         connection = Connection(
             _url(settings, server), context=context, client_properties={"connection_name": f"reliamq {purpose}"}
         )
         try:
             await answered(connection.connect(), settings.request_timeout_seconds)
-        except (AuthenticationError, ProbableAuthenticationError) as error:
-            faults.append(f"{server}: user '{settings.credentials[0]}' is refused: {_said(error)}")
         except FAILURES as error:
-            faults.append(f"{server}: {_said(error)}")
+            faults.setdefault(why_not_connected(settings, error), []).append(server)
         else:
             return connection
-    raise BrokerUnavailable(settings.url, "; ".join(faults))
+    said = "; ".join(f"{', '.join(sorted(at))}: {fault}" for fault, at in faults.items())
+    raise BrokerUnavailable(settings.url, said)
 
 
 def _url(settings: RabbitmqSettings, server: str) -> URL:
