@@ -147,6 +147,8 @@ def test_a_missing_file_is_named_with_its_setting(rabbitmq: RabbitmqCluster, nam
     [
         "rabbitmq://user:pass/word-of-mine@host:5672",
         "rabbitmq://user:pass?word-of-mine@host:5672",
+        "rabbitmq://user:12?word-of-mine@host:5672",
+        "rabbitmq://user:12/word-of-mine@host:5672",
         "amqp://user:12#word-of-mine@host:5672",
     ],
 )

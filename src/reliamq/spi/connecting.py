@@ -56,16 +56,12 @@ class Secured(Protocol):
 def read_url(url: str, *, default_port: int) -> BrokerUrl:
     """Take a URL apart.  Raises ConfigurationError naming the part that is wrong, never showing a password."""
     parts = urlsplit(url)
-    after_hosts = parts.path + parts.query + parts.fragment
-    try:
-        return _read(parts, default_port)
-    except ConfigurationError:
-        if "@" in parts.netloc or "@" not in after_hosts:
-            raise
-    raise ConfigurationError(  # nothing of the URL is shown: its parts are not what they seem
-        f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks it: "
-        "in user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and in settings '@' as %40"
-    )
+    if "@" not in parts.netloc and "@" in parts.path + parts.query + parts.fragment:
+        raise ConfigurationError(  # nothing of the URL is shown: its parts are not what they seem
+            f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks "
+            "it: in user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and elsewhere '@' as %40"
+        )
+    return _read(parts, default_port)
 
 
 def _read(parts: SplitResult, default_port: int) -> BrokerUrl:
