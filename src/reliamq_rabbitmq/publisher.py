@@ -12,47 +12,29 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-
-from aiormq.connection import Connection
 
 from reliamq.spi import ConfigurationError, Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
 from reliamq_rabbitmq.catalog.facts import TopicFacts, read_facts
 from reliamq_rabbitmq.catalog.names import check_names, group_exchange, routing_key
 from reliamq_rabbitmq.catalog.topology import exchange_exists
 from reliamq_rabbitmq.settings import RabbitmqSettings
-from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing, open_channel
-from reliamq_rabbitmq.wire.connection import FAILURES, answered, close, connect, unavailable
+from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing
+from reliamq_rabbitmq.wire.connection import FAILURES, unavailable
 from reliamq_rabbitmq.wire.frames import media_type
+from reliamq_rabbitmq.wire.link import Link, Linked, open_link
 from reliamq_rabbitmq.wire.records import headers_of
 from reliamq_rabbitmq.wire.versions import largest_message
 
 __all__ = ["RabbitmqPublisher", "open_publisher"]
 
 REMEMBERED = 10_000
-SILENT_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class _Link:
-    """A connection and its channel."""
-
-    connection: Connection
-    channel: Channel
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it is worth trying; one that confirms nothing for long may be on a node without the others."""
-        return self.channel.lost is None and self.channel.silent_seconds < SILENT_SECONDS
 
 
 class RabbitmqPublisher:
     """A :class:`~reliamq.spi.Publisher`."""
 
-    def __init__(self, settings: RabbitmqSettings) -> None:
-        self._settings = settings
-        self._link: _Link | None = None
-        self._linking = asyncio.Lock()
+    def __init__(self, settings: RabbitmqSettings, link: Link) -> None:
+        self._settings, self._link = settings, link
         self._facts: dict[str, TopicFacts] = {}
         self._groups: set[tuple[str, str]] = set()
         self._keys: dict[bytes, str] = {}
@@ -63,7 +45,7 @@ class RabbitmqPublisher:
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
-        link = await self._linked(deadline)
+        link = await self._link.get(deadline)
         outcomes: dict[int, Outcome] = {}
         outgoing: list[tuple[int, Outgoing]] = []
         missing: set[tuple[str, str | None]] = set()
@@ -106,7 +88,7 @@ class RabbitmqPublisher:
     # --- what is known of topics -----------------------------------------------------------------------------------
 
     async def _look_up(
-        self, link: _Link, topic: str, group: str | None, missing: set[tuple[str, str | None]], deadline: float
+        self, link: Linked, topic: str, group: str | None, missing: set[tuple[str, str | None]], deadline: float
     ) -> TopicFacts | None:
         """The facts, or None where there is no such topic, or no such group of it.
 
@@ -123,7 +105,7 @@ class RabbitmqPublisher:
             missing.add((topic, group))
         return facts
 
-    async def _ask(self, link: _Link, topic: str, group: str | None) -> TopicFacts | None:
+    async def _ask(self, link: Linked, topic: str, group: str | None) -> TopicFacts | None:
         try:
             check_names(topic, group or "")
         except ConfigurationError:  # then nobody could declare it
@@ -135,7 +117,7 @@ class RabbitmqPublisher:
             self._groups.add((topic, group))
         return facts
 
-    async def _topic(self, link: _Link, topic: str) -> TopicFacts | None:
+    async def _topic(self, link: Linked, topic: str) -> TopicFacts | None:
         if not await exchange_exists(link.connection, self._settings, topic):
             return None
         facts = await read_facts(link.connection, self._settings, topic)
@@ -161,46 +143,6 @@ class RabbitmqPublisher:
         }
         return InDoubt(message.id, why[fate])
 
-    # --- connection ------------------------------------------------------------------------------------------------
-
-    async def _linked(self, deadline: float) -> _Link:
-        """The connection, made again if it has ended.  Raises BrokerUnavailable."""
-        if self._link is not None and self._link.is_alive:
-            return self._link
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._linking:
-                if self._link is not None and self._link.is_alive:
-                    return self._link
-                await self._unlink()
-                self._link = await self._new_link()
-                return self._link
-        except TimeoutError as error:
-            raise unavailable(self._settings, "connecting by the deadline", error) from error
-
-    async def _new_link(self) -> _Link:
-        connection = await connect(self._settings, "publisher")
-        try:
-            channel = await answered(open_channel(connection, confirms=True), self._settings.request_timeout_seconds)
-        except BaseException as error:
-            await close(connection)
-            if isinstance(error, FAILURES):
-                raise unavailable(self._settings, "opening a channel", error) from error
-            raise
-        return _Link(connection, channel)
-
-    async def _unlink(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await close(link.connection)
-
-    async def open(self) -> None:
-        """Connect.  Raises BrokerUnavailable."""
-        self._link = await self._new_link()
-
-    async def close(self) -> None:
-        """Close the connection.  Bounded."""
-        await self._unlink()
-
 
 def _lane_of(item: tuple[int, Outgoing]) -> str:
     return item[1].routing_key
@@ -225,9 +167,5 @@ def _unroutable(message: Message) -> Rejection:
 @asynccontextmanager
 async def open_publisher(settings: RabbitmqSettings) -> AsyncIterator[RabbitmqPublisher]:
     """Connect and close.  Raises BrokerUnavailable."""
-    publisher = RabbitmqPublisher(settings)
-    await publisher.open()
-    try:
-        yield publisher
-    finally:
-        await publisher.close()
+    async with open_link(settings, "publisher") as link:
+        yield RabbitmqPublisher(settings, link)

@@ -191,12 +191,23 @@ async def test_cancelling_an_opening_leaves_no_connection(
 # --- alarms -----------------------------------------------------------------------------------------------------------
 
 ALARMS = {
-    "memory": (
-        ("set_vm_memory_high_watermark", "absolute", "1MB"),
-        ("set_vm_memory_high_watermark", "absolute", "2GB"),
-    ),
-    "disk": (("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "50MB")),
+    "memory": ("set_vm_memory_high_watermark absolute 1MB", "set_vm_memory_high_watermark absolute 2GB"),
+    "disk": ("set_disk_free_limit 100000GB", "set_disk_free_limit 50MB"),
 }
+
+
+@asynccontextmanager
+async def alarm(cluster: RabbitmqCluster, kind: str) -> AsyncIterator[None]:
+    """On every node, by watermarks that it is beyond."""
+    sound, clear = ALARMS[kind]
+    try:
+        for node in cluster.nodes:
+            await anyio.to_thread.run_sync(cluster.control, node, *sound.split())
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            for node in cluster.nodes:
+                await anyio.to_thread.run_sync(cluster.control, node, *clear.split())
 
 
 @pytest.mark.parametrize("kind", ALARMS)
@@ -204,26 +215,52 @@ async def test_while_an_alarm_is_on_publishers_wait_and_end_unconfirmed_and_afte
     rabbitmq: RabbitmqCluster, settings: RabbitmqSettings, topic: str, kind: str
 ) -> None:
     """P2 P6"""
-    sound, clear = ALARMS[kind]
     async with publishing(settings) as publisher:
         assert await outcome_of(publisher, message(topic, "before")) == "confirmed"
-        try:
-            for node in rabbitmq.nodes:
-                await anyio.to_thread.run_sync(rabbitmq.control, node, *sound)
-            during = [message(topic, f"during {number}", f"k{number}") for number in range(20)]
+        during = [message(topic, f"during {number}", f"k{number}") for number in range(20)]
+        async with alarm(rabbitmq, kind):
             for wave in (during[:10], during[10:]):
                 began = time.monotonic()
                 outcomes = await outcomes_of(publisher, wave, timedelta(seconds=3))
                 assert time.monotonic() - began < 4.5
                 assert set(outcomes) == {"Unconfirmed"}
-        finally:
-            for node in rabbitmq.nodes:
-                await anyio.to_thread.run_sync(rabbitmq.control, node, *clear)
         after = [message(topic, "after"), *during]
         assert set(await outcomes_of(publisher, after, timedelta(seconds=30))) == {"confirmed"}
 
     stored = await drain(settings, topic, 22)
     assert len({one.id for one in stored}) == 22
+
+
+async def test_while_an_alarm_is_on_workers_work_off_what_is_there_also_those_that_start_in_it(
+    rabbitmq: RabbitmqCluster, tmp_path: Path, topic: str
+) -> None:
+    """C1: who publishes is not read by the broker, who acknowledges must be, or the alarm would never end."""
+    app = make_app(on_rabbitmq(rabbitmq), tmp_path, shares=LANES, request_timeout_seconds=3)
+    orders = app.topic(topic, Order, key=lambda order: order.account)
+    runs = Counter[int]()
+    hurry = anyio.Event()
+
+    @app.handler(orders, group="g", effects="repeatable", concurrency=4)
+    async def handle(order: Order) -> None:
+        runs[order.number] += 1
+        with anyio.move_on_after(0.2):
+            await hurry.wait()
+
+    async with app:
+        await publish(app, topic, range(200), accounts=20)
+        async with alarm(rabbitmq, "memory"):
+            async with working(app):
+                await eventually(lambda: len(runs) >= 20)
+                hurry.set()
+                await eventually(lambda: len(runs) >= 100)
+            async with working(app):
+                await eventually(lambda: len(runs) == 200)
+                await anyio.sleep(1)  # they are acknowledged
+        async with working(app):
+            await publish(app, topic, range(200, 220), accounts=20)
+            await eventually(lambda: len(runs) == 220)
+
+    assert set(runs.values()) == {1}
 
 
 async def test_a_node_that_freezes_costs_a_heartbeat_and_no_message(

@@ -6,15 +6,13 @@ Who looks reads it from its beginning to its end, alone for that while, and leav
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from aiormq.connection import Connection
-
 from reliamq.spi import (
-    BrokerUnavailable,
     Confirmation,
     DeadLetterRecord,
     InDoubt,
@@ -25,10 +23,11 @@ from reliamq.spi import (
 from reliamq_rabbitmq.catalog.names import DEAD_LETTERS
 from reliamq_rabbitmq.catalog.topology import declare_queue
 from reliamq_rabbitmq.settings import RabbitmqSettings
-from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing, Received
-from reliamq_rabbitmq.wire.connection import FAILURES, answered, open_connection, short_channel, unavailable
+from reliamq_rabbitmq.wire.channel import Fate, Outgoing, Received
+from reliamq_rabbitmq.wire.connection import FAILURES, answered, short_channel, unavailable
 from reliamq_rabbitmq.wire.frames import media_type
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
+from reliamq_rabbitmq.wire.link import Link, open_link
 from reliamq_rabbitmq.wire.records import OURS, headers_of, message_of, own_headers
 
 __all__ = ["RabbitmqDeadLetters", "open_dead_letters"]
@@ -57,8 +56,8 @@ class _Name:
 class RabbitmqDeadLetters:
     """A :class:`~reliamq.spi.DeadLetters`."""
 
-    def __init__(self, connection: Connection, settings: RabbitmqSettings, channel: Channel) -> None:
-        self._connection, self._settings, self._channel = connection, settings, channel
+    def __init__(self, settings: RabbitmqSettings, link: Link) -> None:
+        self._settings, self._link = settings, link
 
     async def add(self, records: Sequence[DeadLetterRecord], *, deadline: float) -> Sequence[Outcome]:
         """Store dead letters; see the contract."""
@@ -70,9 +69,8 @@ class RabbitmqDeadLetters:
             except ValueError as error:
                 detail = f"a text of it cannot be stored: {error}"
                 outcomes[index] = Rejection(record.message.id, RejectionReason.INVALID, detail, error)
-        if self._channel.lost is not None:
-            raise BrokerUnavailable(self._settings.url, f"{DEAD_LETTERS}: {self._channel.lost}")
-        fates = await self._channel.publish(list(outgoing.values()), deadline=deadline)
+        linked = await self._link.get(deadline)
+        fates = await linked.channel.publish(list(outgoing.values()), deadline=deadline)
         for index, fate in zip(outgoing, fates, strict=True):
             outcomes[index] = _outcome(records[index].message.id, fate)
         return [outcomes[index] for index in range(len(records))]
@@ -121,8 +119,9 @@ class RabbitmqDeadLetters:
             else:
                 take(name, received)
 
+        linked = await self._link.get(time.monotonic() + self._settings.request_timeout_seconds)
         try:
-            async with open_journal(self._connection, self._settings, DEAD_LETTERS, came) as journal:
+            async with open_journal(linked.connection, self._settings, DEAD_LETTERS, came) as journal:
                 await answered(journal.read_all(), LOOK_SECONDS)
                 if foreign:
                     logger.error("%s holds %d messages that reliamq did not write", DEAD_LETTERS, len(foreign))
@@ -183,11 +182,11 @@ def _outcome(message_id: str, fate: Fate) -> Outcome:
 @asynccontextmanager
 async def open_dead_letters(settings: RabbitmqSettings) -> AsyncIterator[RabbitmqDeadLetters]:
     """Connect and close; the queue is made when it is not there.  Raises BrokerUnavailable."""
-    async with open_connection(settings, "dead letters") as connection:
+    async with open_link(settings, "dead letters") as link:
         try:
-            async with short_channel(connection, settings) as declaring:
-                await declare_queue(declaring, settings, DEAD_LETTERS)
-            async with short_channel(connection, settings, confirms=True) as channel:
-                yield RabbitmqDeadLetters(connection, settings, channel)
+            linked = await link.get(time.monotonic() + settings.request_timeout_seconds)
+            async with short_channel(linked.connection, settings) as channel:
+                await declare_queue(channel, settings, DEAD_LETTERS)
         except FAILURES as error:
             raise unavailable(settings, f"declaring {DEAD_LETTERS}", error) from error
+        yield RabbitmqDeadLetters(settings, link)

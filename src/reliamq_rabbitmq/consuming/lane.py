@@ -18,13 +18,14 @@ from aiormq.connection import Connection
 
 from reliamq.spi import Message
 from reliamq_rabbitmq.catalog.names import lane_queue, ledger_queue
-from reliamq_rabbitmq.consuming.ledger import Ledger
+from reliamq_rabbitmq.consuming.ledger import Ledger, NotWritten
 from reliamq_rabbitmq.consuming.window import Held, LaneWindow
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
 from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Received
 from reliamq_rabbitmq.wire.connection import answered, short_channel
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
+from reliamq_rabbitmq.wire.link import Linked, is_blocked
 from reliamq_rabbitmq.wire.records import message_of, readable
 
 __all__ = ["Held", "Lane"]
@@ -32,6 +33,7 @@ __all__ = ["Held", "Lane"]
 logger = logging.getLogger("reliamq.rabbitmq")
 HANDOVER_SECONDS = 30.0
 """How long a lane that is wanted elsewhere waits for the handlers that have started."""
+BLOCKED_SECONDS = 2.0
 SETTLE_SECONDS = 2.0
 """And for what was handed out and has not started; the core gives that back as soon as it comes to it."""
 
@@ -39,6 +41,7 @@ SETTLE_SECONDS = 2.0
 class Lane:
     """window: what is here of it; None while it is somebody else's.
 
+    connection: that consumes.  writer: that publishes.
     retiring: it is wanted elsewhere; nothing more is handed out or started.
     stopping: nobody works on what is handed out.
     settled: set whenever a delivery has ended.
@@ -47,6 +50,7 @@ class Lane:
     def __init__(
         self,
         connection: Connection,
+        writer: Linked,
         settings: RabbitmqSettings,
         topic: str,
         group: str,
@@ -54,7 +58,8 @@ class Lane:
         changed: Callable[[], None],
     ) -> None:
         self.number = number
-        self._connection, self._settings, self._topic, self._group = connection, settings, topic, group
+        self._connection, self._writer, self._settings = connection, writer, settings
+        self._topic, self._group = topic, group
         self._changed = changed
         self._ledger = Ledger(settings.request_timeout_seconds)
         self._channel: Channel | None = None
@@ -72,13 +77,13 @@ class Lane:
         Raises ConnectionLost, TimeoutError and the client's errors when it is lost.  Cancelled: as when the process
         dies; whoever comes next suspects what it had.
         """
-        queue = ledger_queue(self._topic, self._group, self.number)
+        queue, writer = ledger_queue(self._topic, self._group, self.number), self._writer.channel
         try:
-            async with open_journal(self._connection, self._settings, queue, self._ledger.came) as journal:
+            async with open_journal(self._connection, self._settings, queue, self._ledger.came, writer) as journal:
                 if not await self._has_turn(journal):
                     return
                 suspicious = self._ledger.crashed
-                await self._ledger.open(journal)
+                await self._ledger.open(journal, writable=not await is_blocked(self._writer.connection))
                 ahead = time.time() - time.monotonic()
                 window = LaneWindow(self._ledger.restored, suspicious=suspicious, wall_ahead=ahead)
                 async with short_channel(self._connection, self._settings) as channel:
@@ -89,15 +94,33 @@ class Lane:
 
     async def _has_turn(self, journal: Journal) -> bool:
         """Wait for one's turn; False if it is no more wanted by then."""
-        reading, ended = asyncio.ensure_future(journal.read_all()), asyncio.ensure_future(self._ended.wait())
+        while not self.retiring:
+            reading, ended = asyncio.ensure_future(self._read(journal)), asyncio.ensure_future(self._ended.wait())
+            try:
+                await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    reading.result()
+                    return not self.retiring
+            finally:
+                reading.cancel()
+                ended.cancel()
+        return False
+
+    async def _read(self, journal: Journal) -> None:
+        """The ledger, whole.
+
+        While an alarm keeps what publishes from being read, no knock comes back; but whoever works off what is there
+        helps to end the alarm.  Then the lane's own single active consumer alone keeps two members apart.
+        """
+        reading = asyncio.ensure_future(journal.read_all())
         try:
-            await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            return reading.done() and not self.retiring
+            while not (await asyncio.wait({reading}, timeout=BLOCKED_SECONDS))[0]:
+                if await is_blocked(self._writer.connection):
+                    await journal.read_until_quiet(BLOCKED_SECONDS)
+                    return
+            reading.result()
         finally:
             reading.cancel()
-            ended.cancel()
 
     async def _serve(self, channel: Channel, journal: Journal, window: LaneWindow) -> None:
         self._channel, self.window = channel, window
@@ -125,15 +148,16 @@ class Lane:
                     await self._woken.wait()
             self._woken.clear()
             async with self._writing:
-                await self._renew(time.monotonic() - 2 * share)
+                with suppress(NotWritten):  # later, then
+                    await self._renew(time.monotonic() - 2 * share)
 
     async def _renew(self, before: float) -> None:
         window, channel = self.window, self._channel
         if window is None or channel is None or self._ended.is_set():
             return
-        await self._ledger.renew(before)
         for tag in (*window.to_renew(before), *window.behind_renewed()):
             await channel.requeue(tag)
+        await self._ledger.renew(before)
 
     def _end(self) -> None:
         self._ended.set()
@@ -151,8 +175,9 @@ class Lane:
         clean = self.stopping or not window.handed
         if self.stopping:
             window.release_all()
-        await self.write()
-        await self._ledger.close(window.suspects(), clean=clean and not window.owes)
+        with suppress(NotWritten):  # then whoever comes next suspects more than it need
+            await self.write()
+            await self._ledger.close(window.suspects(), clean=clean and not window.owes)
 
     async def _wait_for_handlers(self, window: LaneWindow) -> None:
         began = time.monotonic()
@@ -195,24 +220,25 @@ class Lane:
     # --- what goes to the broker -----------------------------------------------------------------------------------
 
     async def write(self) -> None:
-        """Bring to the broker what the window says.  Raises ConnectionLost, TimeoutError: the lane is lost then.
+        """Bring to the broker what the window says.
 
-        The ledger first: a retry that is not written down would be forgotten by a crash.  Then the acknowledgements,
-        then what the ledger need not keep.  Cancelled: some is there.
+        Acknowledgements first, because they get through when nothing can be written.  Raises ConnectionLost,
+        TimeoutError: the lane is lost then; NotWritten: the ledger does not have all yet.  Cancelled: some is there.
         """
         async with self._writing:
             window, channel = self.window, self._channel
             if window is None or channel is None:
                 raise ConnectionLost("the lane is not this member's any more")
-            changed, ended = window.changes()
-            if changed:
-                await self._ledger.write(changed, ())
             up_to, tags = window.acks()
             if up_to is not None or tags:
                 await channel.ack(tags, up_to=up_to)
                 await answered(channel.flush(self._settings.prefetch), self._settings.request_timeout_seconds)
-            if ended:
-                await self._ledger.write({}, ended)
+            changed, ended = window.changes()
+            try:
+                await self._ledger.write(changed, ended)
+            except BaseException:
+                window.not_written(changed, ended)
+                raise
 
     def lose(self) -> None:
         """What it is in is unknown: let it be taken anew."""

@@ -7,6 +7,7 @@ hands messages out, whose being there says that this member died.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,15 @@ from reliamq_rabbitmq.wire.frames import header_table
 from reliamq_rabbitmq.wire.journal import Journal
 from reliamq_rabbitmq.wire.records import OURS
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "NotWritten"]
 
+logger = logging.getLogger("reliamq.rabbitmq")
 OPEN = OURS + "open"
 NO_HEADERS = header_table(())
+
+
+class NotWritten(Exception):
+    """The broker has not confirmed a record; the lane is this member's all the same."""
 
 
 class Ledger:
@@ -51,7 +57,12 @@ class Ledger:
         if session is not None:
             self._came_open(session, received.tag)
             return
-        name, attempts = Attempts.read(received.body)
+        try:
+            name, attempts = Attempts.read(received.body)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.error("a ledger holds a record that reliamq did not write; it is removed: %r", error)
+            self._old.append(received.tag)
+            return
         if self._reading:
             self.restored[name] = self._latest[name] = attempts
         elif name not in self._latest:  # struck out before it came back
@@ -75,18 +86,23 @@ class Ledger:
 
     # --- what is written -------------------------------------------------------------------------------------------
 
-    async def open(self, journal: Journal) -> None:
-        """All was read: from here on messages may be handed out.  Raises ConnectionLost, TimeoutError."""
+    async def open(self, journal: Journal, *, writable: bool) -> None:
+        """All was read: from here on messages may be handed out.  Raises ConnectionLost.
+
+        writable: False while nothing can be written; the open record is written later, by :meth:`renew`.
+        """
         self._journal, self._reading = journal, False
-        await self._write_open(journal)
-        # Those that died stay suspected by the records of this member, which are there now
-        self._old += self._opened
+        if writable:
+            await self._write_open(journal)
 
     async def _write_open(self, journal: Journal) -> None:
         await self._confirmed(journal, [(header_table([(OPEN, self._session)]), b"")])
+        # Those that died stay suspected by the records of this member, which are there now
+        self._old += self._opened
+        self._opened.clear()
 
     async def write(self, changed: Mapping[str, Attempts], ended: Sequence[str]) -> None:
-        """Write what has changed, then remove what is replaced or over.  Raises ConnectionLost, TimeoutError.
+        """Write what has changed, then remove what is replaced or over.  Raises ConnectionLost, NotWritten.
 
         Cancelled: some is written.
         """
@@ -109,12 +125,16 @@ class Ledger:
         fates = await journal.write(records, deadline=time.monotonic() + self._seconds)
         for fate in fates:
             if fate is not Fate.CONFIRMED:
-                raise ConnectionLost(f"a record of the lane's ledger was not confirmed: {fate.value}")
+                raise NotWritten(f"a record of the lane's ledger was not confirmed: {fate.value}")
 
     async def renew(self, before: float) -> None:
         """Write records again that came before that: the broker takes back what is not acknowledged for long."""
-        if self._own is not None and self._own[1] < before and self._journal is not None:
-            await self._write_open(self._journal)
+        journal = self._journal
+        if journal is None:
+            return
+        await journal.tidy()
+        if self._own is None or self._own[1] < before:
+            await self._write_open(journal)
         await self.write({name: self._latest[name] for name, (_, since) in self._tags.items() if since < before}, ())
 
     async def close(self, suspects: Mapping[str, Attempts], *, clean: bool) -> None:

@@ -19,11 +19,13 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from reliamq.spi import BrokerUnavailable
 from reliamq_rabbitmq.catalog.topology import count_lanes, declare_lane
 from reliamq_rabbitmq.consuming.lane import Lane
+from reliamq_rabbitmq.consuming.ledger import NotWritten
 from reliamq_rabbitmq.consuming.roster import Roster, open_roster
 from reliamq_rabbitmq.delays.ladder import Ladder
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import ConnectionLost
 from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, short_channel, unavailable
+from reliamq_rabbitmq.wire.link import Linked, open_link
 
 __all__ = ["Membership"]
 
@@ -111,23 +113,31 @@ class Membership:
             await asyncio.sleep(pause)
 
     async def _join(self) -> None:
-        async with open_connection(self._settings, f"member of {self._group}@{self._topic}") as connection:
+        label = f"{self._group}@{self._topic}"
+        async with (
+            open_connection(self._settings, f"member of {label}") as connection,
+            open_link(self._settings, f"attempts of {label}") as link,
+        ):
+            writer = await link.get(time.monotonic() + self._settings.request_timeout_seconds)
             count = await count_lanes(connection, self._settings, self._topic, self._group)
             if not count:
                 raise BrokerUnavailable(self._settings.url, f"{self._label} is not declared")
-            self.ladder = Ladder(connection, self._settings)
-            async with open_roster(connection, self._settings, self._topic, self._group) as roster:
-                beating = asyncio.create_task(roster.run(), name=f"roster of {self._label}")
-                try:
-                    await self._keep_share(connection, roster, beating, count)
-                finally:
-                    beating.cancel()
-                    await asyncio.wait({beating})
-                    await self._leave()
-                    self.ladder = None
+            self.ladder = Ladder(writer, self._settings)
+            async with open_roster(connection, writer.channel, self._settings, self._topic, self._group) as roster:
+                await self._be_member(connection, writer, roster, count)
+
+    async def _be_member(self, connection: Connection, writer: Linked, roster: Roster, count: int) -> None:
+        beating = asyncio.create_task(roster.run(), name=f"roster of {self._label}")
+        try:
+            await self._keep_share(connection, writer, roster, beating, count)
+        finally:
+            beating.cancel()
+            await asyncio.wait({beating})
+            await self._leave()
+            self.ladder = None
 
     async def _keep_share(
-        self, connection: Connection, roster: Roster, beating: asyncio.Task[None], count: int
+        self, connection: Connection, writer: Linked, roster: Roster, beating: asyncio.Task[None], count: int
     ) -> None:
         while not self._is_idle():
             roster.changed.clear()
@@ -136,7 +146,7 @@ class Membership:
                 if number not in share:
                     lane.retire()
             for number in share - self.lanes.keys():
-                self._take(connection, number, count)
+                self._take(connection, writer, number, count)
             with suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_SECONDS):
                     await roster.changed.wait()
@@ -145,8 +155,8 @@ class Membership:
                 raise ConnectionLost("the roster ended")
         self._wanted.clear()
 
-    def _take(self, connection: Connection, number: int, count: int) -> None:
-        lane = Lane(connection, self._settings, self._topic, self._group, number, self.changed.set)
+    def _take(self, connection: Connection, writer: Linked, number: int, count: int) -> None:
+        lane = Lane(connection, writer, self._settings, self._topic, self._group, number, self.changed.set)
         self.lanes[number] = lane
         task = asyncio.create_task(self._hold(connection, lane, count), name=f"lane {number} of {self._label}")
         self._tasks[number] = task
@@ -160,7 +170,7 @@ class Membership:
                 *(self._label, lane.number, error),
             )
             await self._restore(connection, lane.number, count)
-        except FAILURES as error:
+        except (*FAILURES, NotWritten) as error:
             if not lane.retiring:
                 logger.warning("%s: lane %d is lost, taking it again: %s", self._label, lane.number, error)
                 await asyncio.sleep(REJOIN_SECONDS)

@@ -32,10 +32,13 @@ NO_HEADERS, JSON = header_table(()), media_type("application/json")
 
 
 class Roster:
-    """One member's view.  changed: set whenever a share may be another."""
+    """One member's view.
 
-    def __init__(self, channel: Channel, exchange: str, settings: RabbitmqSettings) -> None:
-        self._channel, self._exchange, self._settings = channel, exchange, settings
+    channel: to hear on.  writer: to tell on.  changed: set whenever a share may be another.
+    """
+
+    def __init__(self, channel: Channel, writer: Channel, exchange: str, settings: RabbitmqSettings) -> None:
+        self._channel, self._writer, self._exchange, self._settings = channel, writer, exchange, settings
         self._me = (time.time(), str(uuid.uuid4()))
         self._heard: dict[tuple[float, str], float] = {self._me: float("inf")}
         self._answer = asyncio.Event()
@@ -74,8 +77,8 @@ class Roster:
                 async with asyncio.timeout(self._beat):
                     await self._answer.wait()
             self._forget_silent()
-            if self._channel.lost is not None:
-                raise ConnectionLost(f"the roster: {self._channel.lost}")
+            if lost := self._channel.lost or self._writer.lost:
+                raise ConnectionLost(f"the roster: {lost}")
 
     def _forget_silent(self) -> None:
         oldest = time.monotonic() - MISSED_BEATS * self._beat
@@ -84,32 +87,33 @@ class Roster:
             self.changed.set()
 
     async def _say(self, *, left: bool) -> None:
+        # Not confirmed in time: the broker reads nothing just now, or its others are gone; who hears nothing will do
+        # without this member for a while, and waits for its lanes in vain
         word = json.dumps({"since": self._me[0], "id": self._me[1], "left": left}).encode()
         outgoing = Outgoing(self._exchange, "", JSON, NO_HEADERS, word)
-        await self._channel.publish([outgoing], deadline=time.monotonic() + self._settings.request_timeout_seconds)
+        await self._writer.publish([outgoing], deadline=time.monotonic() + self._beat)
 
     async def join(self) -> None:
         """Hear the others from now on."""
         seconds = self._settings.request_timeout_seconds
-        declared = await answered(self._channel.queue_declare("", exclusive=True, auto_delete=True), seconds)
-        queue = declared.queue or ""
+        queue = f"{self._exchange}/{self._me[1]}"
+        await answered(self._channel.queue_declare(queue, exclusive=True, auto_delete=True), seconds)
         await answered(self._channel.queue_bind(queue, self._exchange), seconds)
         await answered(self._channel.listen(queue, deliver=self._hear, cancelled=self.changed.set), seconds)
 
     async def leave(self) -> None:
         """Let the others know."""
         with suppress(*FAILURES):
-            if self._channel.lost is None:
-                await self._say(left=True)
+            await self._say(left=True)
 
 
 @asynccontextmanager
 async def open_roster(
-    connection: Connection, settings: RabbitmqSettings, topic: str, group: str
+    connection: Connection, writer: Channel, settings: RabbitmqSettings, topic: str, group: str
 ) -> AsyncIterator[Roster]:
     """Be heard of while the block runs.  Raises TimeoutError, the client's errors."""
-    async with short_channel(connection, settings, confirms=True) as channel:
-        roster = Roster(channel, members_exchange(topic, group), settings)
+    async with short_channel(connection, settings) as channel:
+        roster = Roster(channel, writer, members_exchange(topic, group), settings)
         await roster.join()
         try:
             yield roster

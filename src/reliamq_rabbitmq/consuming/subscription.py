@@ -20,12 +20,13 @@ import anyio
 from reliamq.spi import Ack, Delivery, Entry, Release, Retry, Room, Settlement
 from reliamq_rabbitmq.catalog.names import lane_queue
 from reliamq_rabbitmq.consuming.lane import Held, Lane
+from reliamq_rabbitmq.consuming.ledger import NotWritten
 from reliamq_rabbitmq.consuming.membership import Membership
 from reliamq_rabbitmq.consuming.window import LaneWindow
 from reliamq_rabbitmq.delays.ladder import Postponement
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
-from reliamq_rabbitmq.wire.connection import FAILURES
+from reliamq_rabbitmq.wire.connection import FAILURES, unavailable
 
 __all__ = ["RabbitmqSubscription", "open_subscription"]
 
@@ -41,10 +42,14 @@ Receipt = tuple[int, int, int]
 class RabbitmqSubscription:
     """A :class:`~reliamq.spi.Subscription`."""
 
-    def __init__(self, membership: Membership, topic: str, group: str, lease: timedelta) -> None:
+    def __init__(
+        self, settings: RabbitmqSettings, membership: Membership, topic: str, group: str, lease: timedelta
+    ) -> None:
         self.lease_seconds = lease.total_seconds()
+        self._settings = settings
         self._membership, self._topic, self._group = membership, topic, group
         self._hands = itertools.count(1)
+        self._applied: dict[Receipt, Lane] = {}  # told to its window, and not with the broker yet
         self._settled: set[Receipt] = set()
         self._settled_before: set[Receipt] = set()
         self._first = 0
@@ -139,24 +144,28 @@ class RabbitmqSubscription:
         """End deliveries, and have the broker know; see the contract."""
         away = await self._postpone(settlements)
         late: list[Settlement] = []
-        applied: list[tuple[Receipt, Settlement, Lane]] = []
+        applied: list[tuple[Settlement, Receipt, Lane]] = []
         for one in settlements:
             receipt, held = _receipt(one.delivery), self._held(one.delivery)
             if held is not None:
-                self._apply(Ack(one.delivery) if one in away else one, *held)
-                applied.append((receipt, one, held[0]))
+                self._apply(Ack(one.delivery) if id(one) in away else one, *held)
+                self._applied[receipt] = held[0]
+            if receipt in self._applied:
+                applied.append((one, receipt, self._applied[receipt]))
             elif receipt not in self._settled and receipt not in self._settled_before:
                 late.append(one)
+        # Cancelled or refused here: what is applied is settled again, and written then
         lost = await self._write({lane for _, _, lane in applied})
-        for receipt, one, lane in applied:
-            if lane in lost:  # the lane was lost before the broker knew
+        for one, receipt, lane in applied:
+            self._applied.pop(receipt, None)
+            if lane in lost:  # before the broker knew
                 late.append(one)
             else:
                 self._remember(receipt)
         return late
 
-    async def _postpone(self, settlements: Sequence[Settlement]) -> Collection[Settlement]:
-        """Send away what gives way for long, so that it holds no room here meanwhile (C6); what has gone.
+    async def _postpone(self, settlements: Sequence[Settlement]) -> Collection[int]:
+        """Send away what gives way for long, so that it holds no room here meanwhile (C6); ids of what has gone.
 
         Crashed or cancelled here: it comes twice, from there and from here.
         """
@@ -169,7 +178,7 @@ class RabbitmqSubscription:
         except FAILURES as error:
             logger.warning("group '%s': long retries wait in their lanes: %s", self._group, error)
             return ()
-        return [one for (one, _), certain in zip(leaving, gone, strict=True) if certain]
+        return {id(one) for (one, _), certain in zip(leaving, gone, strict=True) if certain}
 
     def _postponement(self, settlement: Settlement) -> Postponement | None:
         if not isinstance(settlement, Retry) or settlement.keep_order or settlement.delay <= LONG:
@@ -195,19 +204,23 @@ class RabbitmqSubscription:
         self._membership.changed.set()
 
     async def _write(self, lanes: Collection[Lane]) -> Collection[Lane]:
-        """Bring to the broker what these lanes say; those that were lost over it.
+        """Bring to the broker what these lanes say; those that were lost over it.  Raises BrokerUnavailable.
 
         Cancelled here: what is applied is known, and is written with what comes next.
         """
         results = await asyncio.gather(*[lane.write() for lane in lanes], return_exceptions=True)
-        lost = []
+        lost, refused = list[Lane](), list[NotWritten]()
         for lane, result in zip(lanes, results, strict=True):
-            if isinstance(result, FAILURES):
+            if isinstance(result, NotWritten):
+                refused.append(result)
+            elif isinstance(result, FAILURES):
                 logger.warning("group '%s': lane %d is lost: %s", self._group, lane.number, result)
                 lane.lose()
                 lost.append(lane)
             elif isinstance(result, BaseException):
                 raise result
+        if refused:
+            raise unavailable(self._settings, f"writing attempts of group '{self._group}'", refused[0])
         return lost
 
     def _remember(self, receipt: Receipt) -> None:
@@ -241,7 +254,7 @@ async def open_subscription(
 ) -> AsyncIterator[RabbitmqSubscription]:
     """Be a member while somebody receives; leaving gives back what is held.  Raises BrokerUnavailable."""
     membership = Membership(settings, topic, group)
-    subscription = RabbitmqSubscription(membership, topic, group, lease)
+    subscription = RabbitmqSubscription(settings, membership, topic, group, lease)
     tasks = [asyncio.create_task(each, name=f"{group}@{topic}") for each in (subscription.watch(), membership.stay())]
     try:
         yield subscription

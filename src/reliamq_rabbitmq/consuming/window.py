@@ -8,7 +8,7 @@ tags and attempts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reliamq.spi import Entry, Message, Watermark, Window
@@ -115,10 +115,13 @@ class LaneWindow(Window[Held]):
         ended += [name for name, one in attempts.items() if one == none]
         return {name: one for name, one in attempts.items() if one != none}, ended
 
-    @property
-    def changed(self) -> bool:
-        """Whether there is anything to write down."""
-        return bool(self._changed)
+    def not_written(self, changed: Iterable[str], ended: Sequence[str]) -> None:
+        """Have these told again: the ledger does not have them yet."""
+        entries = {entry.content.message.id: entry for entry in self.entries()}
+        for name in changed:
+            if name in entries:
+                self._changed.setdefault(name, entries[name])
+        self._ended += ended
 
     @property
     def owes(self) -> bool:

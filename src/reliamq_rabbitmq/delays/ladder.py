@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from aiormq.connection import Connection
-
 from reliamq.spi import Message
 from reliamq_rabbitmq.catalog.names import DELAYS_OVER, WAITS_FOR, delay_step, quorum_arguments
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
-from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing, open_channel
+from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing
 from reliamq_rabbitmq.wire.connection import answered, short_channel
 from reliamq_rabbitmq.wire.frames import media_type
+from reliamq_rabbitmq.wire.link import Linked
 from reliamq_rabbitmq.wire.records import headers_of
 
 __all__ = ["LONGEST", "Ladder", "Postponement"]
@@ -47,28 +46,22 @@ class Postponement:
 class Ladder:
     """One member's way to it.  Its queues are made when they are needed first."""
 
-    def __init__(self, connection: Connection, settings: RabbitmqSettings) -> None:
-        self._connection, self._settings = connection, settings
-        self._channel: Channel | None = None
+    def __init__(self, writer: Linked, settings: RabbitmqSettings) -> None:
+        self._writer, self._settings = writer, settings
+        self._declared = False
 
     async def postpone(self, postponements: Sequence[Postponement]) -> Sequence[bool]:
         """Have these wait; whether each is certain to come back.
 
         Raises ConnectionLost, TimeoutError, the client's errors.  Cancelled: some may come back besides.
         """
-        channel = await self._opened()
+        if not self._declared:
+            async with short_channel(self._writer.connection, self._settings) as channel:
+                await self._declare(channel)
+            self._declared = True
         outgoing = [_outgoing(one) for one in postponements]
-        fates = await channel.publish(outgoing, deadline=time.monotonic() + POSTPONE_SECONDS)
+        fates = await self._writer.channel.publish(outgoing, deadline=time.monotonic() + POSTPONE_SECONDS)
         return [fate is Fate.CONFIRMED for fate in fates]
-
-    async def _opened(self) -> Channel:
-        if self._channel is not None and self._channel.lost is None:
-            return self._channel
-        async with short_channel(self._connection, self._settings) as channel:
-            await self._declare(channel)
-        opening = open_channel(self._connection, confirms=True)
-        self._channel = await answered(opening, self._settings.request_timeout_seconds)
-        return self._channel
 
     async def _declare(self, channel: Channel) -> None:
         seconds = 3 * self._settings.request_timeout_seconds

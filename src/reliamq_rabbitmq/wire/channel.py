@@ -74,20 +74,27 @@ class Outgoing:
 class Received:
     """One delivery.
 
-    tag: its number on the channel.  redelivered: the broker had given it to somebody before.
+    tag: its number on the channel.  name: its AMQP message id.  redelivered: the broker had given it to somebody
+    before.
     """
 
-    __slots__ = ("body", "content_type", "headers", "redelivered", "tag")
+    __slots__ = ("body", "content_type", "headers", "name", "redelivered", "tag")
 
     def __init__(
-        self, tag: int, redelivered: bool, content_type: str | None, headers: Mapping[str, Any], body: bytes
+        self,
+        tag: int,
+        redelivered: bool,
+        content_type: str | None,
+        headers: Mapping[str, Any],
+        body: bytes,
+        name: str | None = None,
     ) -> None:
         self.tag, self.redelivered, self.content_type = tag, redelivered, content_type
-        self.headers, self.body = headers, body
+        self.headers, self.body, self.name = headers, body, name
 
     def fingerprint(self) -> str:
-        """The same for the same bytes, where they name themselves nothing."""
-        return blake2b(self.body, digest_size=16).hexdigest()
+        """A name for one that reliamq did not write: its own, or the same for the same bytes."""
+        return self.name or blake2b(self.body, digest_size=16).hexdigest()
 
 
 class _Batch:
@@ -152,9 +159,7 @@ class Channel(ClientChannel):
             payload, end = self._piece(batch, start)
             gone = asyncio.get_running_loop().create_future()
             # Cancelled here: the piece is not written, and its numbers are given to the next
-            await self.write_queue.put(ChannelFrame(payload=payload, should_close=False, drain_future=gone))
-            if self.lost is not None:  # it ended while this waited for room: nobody will confirm
-                waiting.fates[start:end] = [Fate.UNKNOWN] * (end - start)
+            if not await self._queued(ChannelFrame(payload=payload, should_close=False, drain_future=gone)):
                 return
             if not self._unconfirmed:
                 self._heard_at = time.monotonic()
@@ -192,15 +197,31 @@ class Channel(ClientChannel):
         return b"".join(frames), index
 
     async def _put(self, payload: bytes) -> None:
-        if self.lost is not None:  # its number may be another channel's by now
-            raise ConnectionLost(self.lost)
-        await self.write_queue.put(ChannelFrame(payload=payload, should_close=False))
+        if not await self._queued(ChannelFrame(payload=payload, should_close=False)):
+            raise ConnectionLost(str(self.lost))
+
+    async def _queued(self, frame: ChannelFrame) -> bool:
+        """Whether it was given to the connection's writer; False when the channel ended before there was room.
+
+        A frame on a channel that has ended may be another channel's by its number, and end the connection.
+        """
+        queue = self.write_queue
+        while self.lost is None:
+            if not queue.full():
+                queue.put_nowait(frame)
+                return True
+            nothing = ChannelFrame(payload=b"", should_close=False)  # waits for room, and takes none for long
+            room = asyncio.ensure_future(queue.put(nothing))
+            try:
+                await asyncio.wait({room, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                room.cancel()
+        return False
 
     async def _on_return_frame(self, frame: commands.Basic.Return) -> None:
         received = await self._content(0, False)
-        name = received.headers.get("message-id")
-        if isinstance(name, str) and name.isdigit():
-            self._returned.add(int(name))
+        if received.name is not None and received.name.isdecimal():
+            self._returned.add(int(received.name))
 
     async def _on_confirm_frame(self, frame: Any) -> None:
         tag, fate = frame.delivery_tag, Fate.CONFIRMED if isinstance(frame, commands.Basic.Ack) else Fate.REFUSED
@@ -268,10 +289,8 @@ class Channel(ClientChannel):
                 raise ConnectionLost(f"a body was expected, not {part!r}")
             body += part.value
         properties = header.properties
-        headers: dict[str, Any] = dict(properties.headers or {})
-        if not tag:
-            headers["message-id"] = properties.message_id
-        return Received(tag, redelivered, properties.content_type, headers, body)
+        headers = properties.headers or {}
+        return Received(tag, redelivered, properties.content_type, headers, body, properties.message_id)
 
     async def ack(self, tags: Sequence[int], *, up_to: int | None = None) -> None:
         """Acknowledge these, and all up to a tag.  Written, not answered: see :meth:`flush`."""

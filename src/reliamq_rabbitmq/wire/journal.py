@@ -24,56 +24,88 @@ from reliamq_rabbitmq.wire.frames import header_table, media_type
 __all__ = ["Journal", "open_journal"]
 
 KNOCK = "reliamq-knock"
-STALE_SECONDS = 600.0
+KNOCK_SECONDS = 30.0
+"""How often a reader that waits knocks again."""
+STALE_SECONDS = 4 * KNOCK_SECONDS
+"""After which another reader's knock is removed: it has gone, or knocked again."""
 JSON, DEFAULT_EXCHANGE = media_type("application/json"), ""
 
 
 class Journal:
     """One reader.
 
+    channel: its consumer's.  writer: a channel with confirms, of a connection that may publish.
     came: called with each record, in order, those that this reader writes included; never with a knock.
     lost: set when this reader is it no more.
     """
 
-    def __init__(self, channel: Channel, queue: str, came: Callable[[Received], None]) -> None:
-        self._channel, self._queue, self._came = channel, queue, came
+    def __init__(self, channel: Channel, writer: Channel, queue: str, came: Callable[[Received], None]) -> None:
+        self._channel, self._writer, self._queue, self._came = channel, writer, queue, came
         self._knock = str(uuid.uuid4())
-        self._whole = asyncio.Event()
+        self._knocks: dict[int, float] = {}  # of other readers, and since when they are here
+        self._done: list[int] = []  # knocks to remove
+        self._news = asyncio.Event()
+        self._whole = False
         self.lost = asyncio.Event()
 
-    async def open(self, seconds: float) -> None:
-        """Take one's place among the readers.  Raises TimeoutError, ConnectionLost, the client's errors."""
+    async def open(self) -> None:
+        """Take one's place among the readers.  Raises the client's errors."""
         await self._channel.consume(self._queue, prefetch=0, deliver=self._take, cancelled=self._end)
-        text = header_table([(KNOCK, self._knock), ("reliamq-at", str(time.time()))])
-        await self._write([(text, b"")], time.monotonic() + seconds)
 
     async def read_all(self) -> None:
-        """Wait for one's turn and for all that was written before it.  Raises ConnectionLost."""
-        ended = asyncio.ensure_future(self.lost.wait())
-        whole = asyncio.ensure_future(self._whole.wait())
+        """Wait for one's turn and for all that was written before it, however long.  Raises ConnectionLost."""
+        header, knocked_at = header_table([(KNOCK, self._knock)]), float("-inf")
+        while not self._whole:
+            if self.lost.is_set():
+                raise self._failure()
+            if time.monotonic() - knocked_at > KNOCK_SECONDS:
+                knocked_at = time.monotonic()
+                await self.write([(header, b"")], deadline=knocked_at + KNOCK_SECONDS)
+            else:
+                await self._wait(KNOCK_SECONDS)
+        await self.tidy()
+
+    async def read_until_quiet(self, seconds: float) -> None:
+        """The same where nothing can be written: all has come when nothing more comes for so long.
+
+        Another reader may still have its turn; who depends on being the only one must know it from elsewhere.
+        """
+        quiet_since = time.monotonic()
+        while (left := quiet_since + seconds - time.monotonic()) > 0:
+            if self.lost.is_set():
+                raise self._failure()
+            if await self._wait(left):
+                quiet_since = time.monotonic()
+
+    async def _wait(self, seconds: float) -> bool:
+        """Whether something came in that time."""
+        self._news.clear()
+        if self.lost.is_set():
+            return True
         try:
-            await asyncio.wait({ended, whole}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            whole.cancel()
-        if not self._whole.is_set():
-            raise self._failure()
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def write(self, records: Sequence[tuple[bytes, bytes]], *, deadline: float) -> Sequence[Fate]:
         """Write records: encoded headers and body each.  They come to this reader too, later."""
-        return await self._channel.publish(
-            [Outgoing(DEFAULT_EXCHANGE, self._queue, JSON, headers, body) for headers, body in records],
-            deadline=deadline,
-        )
-
-    async def _write(self, records: Sequence[tuple[bytes, bytes]], deadline: float) -> None:
-        for fate in await self.write(records, deadline=deadline):
-            if fate is not Fate.CONFIRMED:
-                raise self._failure() if self.lost.is_set() else TimeoutError(f"{self._queue}: {fate.value}")
+        outgoing = [Outgoing(DEFAULT_EXCHANGE, self._queue, JSON, headers, body) for headers, body in records]
+        return await self._writer.publish(outgoing, deadline=deadline)
 
     async def remove(self, tags: Sequence[int]) -> None:
         """Remove records by the tags that they came with."""
         await self._channel.ack(tags)
+
+    async def tidy(self) -> None:
+        """Remove knocks that are answered or that nobody waits for."""
+        stale = [tag for tag, since in self._knocks.items() if time.monotonic() - since > STALE_SECONDS]
+        for tag in stale:
+            del self._knocks[tag]
+        done, self._done = [*self._done, *stale], []
+        if done:
+            await self._channel.ack(done)
 
     async def flush(self) -> None:
         """Wait until the broker has heard of what was removed."""
@@ -84,17 +116,15 @@ class Journal:
         if knock is None:
             self._came(received)
         elif knock == self._knock:
-            self._whole.set()
-            self._drop(received.tag)
-        elif time.time() - float(received.headers.get("reliamq-at", 0)) > STALE_SECONDS:
-            self._drop(received.tag)  # of a reader that has gone; others still wait for theirs
-
-    def _drop(self, tag: int) -> None:
-        removing = asyncio.get_running_loop().create_task(self.remove([tag]))
-        removing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._whole = True
+            self._done.append(received.tag)
+        else:
+            self._knocks[received.tag] = time.monotonic()
+        self._news.set()
 
     def _end(self) -> None:
         self.lost.set()
+        self._news.set()
 
     def _failure(self) -> ConnectionLost:
         return ConnectionLost(f"{self._queue}: {self._channel.lost or 'the queue is gone, or its leader'}")
@@ -102,10 +132,17 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(
-    connection: Connection, settings: RabbitmqSettings, queue: str, came: Callable[[Received], None]
+    connection: Connection,
+    settings: RabbitmqSettings,
+    queue: str,
+    came: Callable[[Received], None],
+    writer: Channel | None = None,
 ) -> AsyncIterator[Journal]:
-    """Be among the readers; leaving lets the next one read.  Raises TimeoutError, the client's errors."""
-    async with short_channel(connection, settings, confirms=True) as channel:
-        journal = Journal(channel, queue, came)
-        await journal.open(settings.request_timeout_seconds)
+    """Be among the readers; leaving lets the next one read.  Raises TimeoutError, the client's errors.
+
+    writer: of another connection, for who must go on reading while nothing can be written.
+    """
+    async with short_channel(connection, settings, confirms=writer is None) as channel:
+        journal = Journal(channel, writer or channel, queue, came)
+        await journal.open()
         yield journal
