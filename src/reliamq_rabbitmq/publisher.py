@@ -28,6 +28,8 @@ from reliamq_rabbitmq.wire.versions import largest_message
 __all__ = ["RabbitmqPublisher", "open_publisher"]
 
 REMEMBERED = 10_000
+KEPT_FREE = 32 * 1024
+"""Of a message's headers, for what a dead letter says besides."""
 
 
 class RabbitmqPublisher:
@@ -57,7 +59,7 @@ class RabbitmqPublisher:
                 if rejection := _refusal(message, facts):
                     outcomes[index] = rejection
                 else:
-                    outgoing.append((index, self._outgoing(message)))
+                    outgoing.append((index, self._outgoing(message, link.channel.header_room)))
             except ValueError as error:
                 outcomes[index] = Rejection(
                     message.id, RejectionReason.INVALID, f"AMQP cannot carry it: {error}", error
@@ -70,10 +72,14 @@ class RabbitmqPublisher:
             outcomes[index] = self._outcome(batch[index], fate, link.channel)
         return [outcomes[index] for index in range(len(batch))]
 
-    def _outgoing(self, message: Message) -> Outgoing:
+    def _outgoing(self, message: Message, room: int) -> Outgoing:
+        """Raises ValueError for what AMQP cannot carry.  room: bytes for headers."""
+        headers = headers_of(message)
+        if len(headers) > room - KEPT_FREE:
+            raise ValueError(f"its headers have {len(headers)} bytes, and there is room for {room - KEPT_FREE}")
         exchange = message.topic if message.only_group is None else group_exchange(message.topic, message.only_group)
         media = media_type(message.content_type)
-        return Outgoing(exchange, self._routing_key(message), media, headers_of(message), message.body)
+        return Outgoing(exchange, self._routing_key(message), media, headers, message.body)
 
     def _routing_key(self, message: Message) -> str:
         if message.key is None:
@@ -108,7 +114,7 @@ class RabbitmqPublisher:
     async def _ask(self, link: Linked, topic: str, group: str | None) -> TopicFacts | None:
         try:
             check_names(topic, group or "")
-        except ConfigurationError:  # then nobody could declare it
+        except (ConfigurationError, UnicodeEncodeError):  # then nobody could declare it
             return None
         facts = self._facts.get(topic) or await self._topic(link, topic)
         if facts is not None and group is not None:

@@ -102,6 +102,9 @@ async def test_what_amqp_cannot_carry_is_invalid_by_name_and_its_neighbours_are_
         message(topic, "before"),
         message(topic, "bad", headers={"ä" * 200: "long"}),
         message(topic, "worse", content_type="x" * 300),
+        message(topic, "worst", headers={"large": "x" * 140_000}),
+        message(topic, "no text", headers={"x": "\ud800"}),
+        message("\ud800", "nowhere"),
         message(topic, "after"),
     ]
     async with open_publisher(settings) as publisher:
@@ -109,8 +112,8 @@ async def test_what_amqp_cannot_carry_is_invalid_by_name_and_its_neighbours_are_
 
     assert [getattr(one, "reason", None) for one in outcomes] == [
         None,
-        RejectionReason.INVALID,
-        RejectionReason.INVALID,
+        *[RejectionReason.INVALID] * 4,
+        RejectionReason.UNROUTABLE,
         None,
     ]
     assert [one.body for one in await drain(settings, topic, 2)] == [b"before", b"after"]

@@ -33,8 +33,8 @@ from reliamq_rabbitmq.wire.records import OURS, headers_of, message_of, own_head
 __all__ = ["RabbitmqDeadLetters", "open_dead_letters"]
 
 logger = logging.getLogger("reliamq.rabbitmq")
-LONGEST_TEXT = 32 * 1024
-"""Characters that are kept of a reason and of a traceback: a broker's frames hold no more than 128 KiB of headers."""
+LONGEST_TEXT = 12 * 1024
+"""Bytes that are kept of a reason and of a traceback: AMQP has all headers in one frame, of 128 KiB as a rule."""
 LOOK_SECONDS = 600.0
 
 
@@ -61,15 +61,15 @@ class RabbitmqDeadLetters:
 
     async def add(self, records: Sequence[DeadLetterRecord], *, deadline: float) -> Sequence[Outcome]:
         """Store dead letters; see the contract."""
+        linked = await self._link.get(deadline)
         outcomes: dict[int, Outcome] = {}
         outgoing: dict[int, Outgoing] = {}
         for index, record in enumerate(records):
             try:
-                outgoing[index] = _outgoing(record)
+                outgoing[index] = _outgoing(record, linked.channel.header_room)
             except ValueError as error:
                 detail = f"a text of it cannot be stored: {error}"
                 outcomes[index] = Rejection(record.message.id, RejectionReason.INVALID, detail, error)
-        linked = await self._link.get(deadline)
         fates = await linked.channel.publish(list(outgoing.values()), deadline=deadline)
         for index, fate in zip(outgoing, fates, strict=True):
             outcomes[index] = _outcome(records[index].message.id, fate)
@@ -130,18 +130,20 @@ class RabbitmqDeadLetters:
             raise unavailable(self._settings, f"reading {DEAD_LETTERS}", error) from error
 
 
-def _outgoing(record: DeadLetterRecord) -> Outgoing:
+def _outgoing(record: DeadLetterRecord, room: int) -> Outgoing:
     facts = {
         "topic": record.message.topic,
         "group": record.group,
         "died-at": record.died_at.isoformat(),
         "handler": record.handler,
-        "reason": record.reason[:LONGEST_TEXT],
-        "traceback": record.traceback[-LONGEST_TEXT:],
+        "reason": record.reason.encode()[:LONGEST_TEXT].decode(errors="ignore"),
+        "traceback": record.traceback.encode()[-LONGEST_TEXT:].decode(errors="ignore"),
         "attempts": str(record.attempts),
         "position": record.position,
     }
     headers = headers_of(record.message, [(OURS + name, text) for name, text in facts.items()])
+    if len(headers) > room:
+        raise ValueError(f"its headers have {len(headers)} bytes with why it died, and there is room for {room}")
     return Outgoing("", DEAD_LETTERS, media_type(record.message.content_type), headers, record.message.body)
 
 

@@ -38,6 +38,10 @@ MOST_UNCONFIRMED = 20_000
 bounded while a queue has no majority or the broker takes nothing (P6).
 """
 MOST_UNCONFIRMED_BYTES = 64 * 1024 * 1024
+FRAME_MAX = 131_072
+"""Where a broker sets no limit: its default."""
+HEADER_OVERHEAD = 600
+"""Of a frame with headers: its head and end, class, flags, media type, message id."""
 ACK, NACK = 80, 120
 REQUEUE = 2
 _settling = struct.Struct(">BHIHHQBB")
@@ -129,7 +133,7 @@ class Channel(ClientChannel):
         self._writing = asyncio.Lock()
         self._deliver: Callable[[Received], None] | None = None
         self._cancelled: Callable[[], None] | None = None
-        self._frame_max = connection.connection_tune.frame_max
+        self._frame_max = connection.connection_tune.frame_max or FRAME_MAX
         self.lost: str | None = None
         self._end: asyncio.Future[Any] = self.closing
         self._end.add_done_callback(self._ended)
@@ -244,6 +248,11 @@ class Channel(ClientChannel):
         waiting, place, size = known
         self._unconfirmed_bytes -= size
         waiting.conclude(place, fate)
+
+    @property
+    def header_room(self) -> int:
+        """Bytes of headers that one message can have: AMQP has them in one frame."""
+        return self._frame_max - HEADER_OVERHEAD
 
     @property
     def silent_seconds(self) -> float:
