@@ -11,14 +11,14 @@ import aio_pika
 import anyio
 import pytest
 
-from reliamq.spi import Confirmation, GroupSpec, Severity, TopicSpec
-from reliamq_rabbitmq.catalog.names import group_exchange, lane_queue, ledger_queue
-from reliamq_rabbitmq.catalog.topology import count_lanes, declare_lane, declare_topic
+from reliamq.spi import Confirmation, GroupSpec, Rejection, Severity, TopicSpec
+from reliamq_rabbitmq.catalog.names import lane_queue, ledger_queue
+from reliamq_rabbitmq.catalog.topology import count_lanes, open_topology
 from reliamq_rabbitmq.publisher import open_publisher
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.storage.storage import open_storage
-from reliamq_rabbitmq.wire.connection import open_connection, short_channel
-from tests.rabbitmq.conftest import LANES, amqp_url, declare, drain, message
+from reliamq_rabbitmq.wire.connection import open_connection
+from tests.rabbitmq.conftest import LANES, amqp_url, declare, delete_queue, drain, message
 from tests.servers.rabbitmq import RabbitmqCluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("rabbitmq")]
@@ -77,12 +77,13 @@ async def test_a_declaration_that_broke_off_halfway_is_finished_by_the_next(
 ) -> None:
     """S1: until then the group gets nothing, so nobody takes it for whole."""
     topic = f"test-{uuid.uuid4()}"
-    async with open_connection(settings, "half") as connection, short_channel(connection, settings) as channel:
-        await declare_topic(channel, settings, topic)
-        await channel.exchange_declare(group_exchange(topic, "g"), exchange_type="topic", durable=True)
-        await channel.exchange_declare("reliamq.delays/over", exchange_type="headers", durable=True)
-        await declare_lane(channel, settings, topic, "g", 1, LANES)
-        assert await count_lanes(connection, settings, topic, "g") == 0
+    async with open_connection(settings, "half") as connection, open_topology(connection, settings) as topology:
+        await topology.topic(topic)
+        await topology.mark(topic, "g", LANES)
+        await topology.queue(lane_queue(topic, "g", 1))
+    async with open_publisher(settings) as publisher:
+        (outcome,) = await publisher.send([message(topic, "early")], deadline=time.monotonic() + 10)
+        assert isinstance(outcome, Rejection)
     async with open_storage(settings) as storage:
         assert not await storage.declare([spec(topic, "g")])
     async with open_publisher(settings) as publisher:
@@ -139,3 +140,28 @@ async def test_a_group_that_is_declared_later_gets_what_is_published_from_then_o
         await publisher.send([message(topic, "after")], deadline=time.monotonic() + 10)
 
     assert [one.body for one in await drain(settings, topic, 1)] == [b"after"]
+
+
+async def test_a_lane_that_was_deleted_is_declared_again_and_the_others_stay_what_they_are(
+    rabbitmq: RabbitmqCluster, settings: RabbitmqSettings
+) -> None:
+    """S1: whichever is missing, nobody may take the group for one with fewer lanes."""
+    wide = settings.model_copy(update={"lanes": 4})
+    for number in range(4):
+        topic = await declare(wide, "g")
+        await delete_queue(rabbitmq, lane_queue(topic, "g", number))
+        await delete_queue(rabbitmq, ledger_queue(topic, "g", number))
+        async with open_storage(wide) as storage:
+            assert not await storage.declare([spec(topic, "g")])
+        async with open_publisher(settings) as publisher:
+            batch = [message(topic, f"{each}", f"k{each}") for each in range(40)]
+            assert {type(one) for one in await publisher.send(batch, deadline=time.monotonic() + 10)} == {Confirmation}
+        assert len(await drain(wide, topic, 40)) == 40
+
+
+async def test_queues_that_have_another_number_of_members_by_now_are_the_audits_business(
+    settings: RabbitmqSettings, topic: str
+) -> None:
+    """S1"""
+    async with open_storage(settings.model_copy(update={"replicas": 5})) as storage:
+        assert not await storage.declare([spec(topic, "g")])

@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reliamq_rabbitmq.catalog.names import DEAD_LETTERS, DELAYS_OVER, delay_step, quorum_arguments
+from reliamq_rabbitmq.catalog.names import DEAD_LETTERS, STEPS, delay_step, quorum_arguments, step_arguments
 
 __all__ = ["OWN", "OWN_QUEUES", "arguments_of", "own_arguments"]
 
 OWN = "reliamq."
 """Their names begin so."""
 OWN_QUEUES = "reliamq's own queues"
-STEPS = 23
 STEP = re.compile(re.escape(delay_step(0)).removesuffix("0") + r"(\d+)")
 
 
@@ -32,10 +31,4 @@ def arguments_of(name: str, replicas: int) -> Mapping[str, Any] | None:
     found = STEP.fullmatch(name)
     if found is None:
         return None
-    step = int(found[1])
-    return {
-        **quorum_arguments(replicas, single_consumer=False),
-        "x-message-ttl": 1000 << step,
-        "x-dead-letter-exchange": delay_step(step - 1) if step else DELAYS_OVER,
-        "x-dead-letter-strategy": "at-least-once",
-    }
+    return step_arguments(int(found[1]), replicas)

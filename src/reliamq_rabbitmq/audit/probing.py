@@ -26,7 +26,7 @@ from reliamq_rabbitmq.audit.queues import MEMBERS, Scene, few_members
 from reliamq_rabbitmq.audit.rules import Fault, findings_of
 from reliamq_rabbitmq.audit.topic import group_subject, missing_group
 from reliamq_rabbitmq.catalog.names import (
-    LANE_COUNTS,
+    GROUP_SIZE,
     facts_queue,
     group_exchange,
     lane_queue,
@@ -34,13 +34,12 @@ from reliamq_rabbitmq.catalog.names import (
     members_exchange,
     quorum_arguments,
 )
-from reliamq_rabbitmq.catalog.topology import exchange_exists, queue_exists
+from reliamq_rabbitmq.catalog.topology import count_lanes, exchange_exists
 from reliamq_rabbitmq.wire.connection import answered, short_channel
 
 __all__ = ["Probe"]
 
 DIFFERS = re.compile(r"inequivalent arg '([^']+)' for .*received .* but current is (?:[^']*'([^']*)'|(\w+))")
-GROUP_SIZE = "x-quorum-initial-group-size"
 Faults = AsyncIterator[tuple[str, Fault]]
 
 
@@ -79,19 +78,10 @@ class Probe:
         async for named in self._exchange(members_exchange(topic, group), "fanout"):
             yield named
         arguments = quorum_arguments(self._settings.replicas)
-        for lane in range(await self._count_lanes(topic, group)):
+        for lane in range(await count_lanes(self._connection, self._settings, topic, group)):
             for name in (lane_queue(topic, group, lane), ledger_queue(topic, group, lane)):
                 async for named in self._queue(name, arguments):
                     yield named
-
-    async def _count_lanes(self, topic: str, group: str) -> int:
-        """How many it was declared with, also where a queue of them is missing."""
-        for count in reversed(LANE_COUNTS):
-            for lane in {count - 1, count // 2}:
-                for name in (lane_queue(topic, group, lane), ledger_queue(topic, group, lane)):
-                    if await queue_exists(self._connection, self._settings, name):
-                        return count
-        return 1
 
     # --- one exchange, one queue -----------------------------------------------------------------------------------
 

@@ -21,10 +21,10 @@ from reliamq.spi import (
     RejectionReason,
 )
 from reliamq_rabbitmq.catalog.names import DEAD_LETTERS
-from reliamq_rabbitmq.catalog.topology import declare_queue
+from reliamq_rabbitmq.catalog.topology import open_topology
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Fate, Outgoing, Received
-from reliamq_rabbitmq.wire.connection import FAILURES, answered, short_channel, unavailable
+from reliamq_rabbitmq.wire.connection import FAILURES, answered, unavailable
 from reliamq_rabbitmq.wire.frames import media_type
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
 from reliamq_rabbitmq.wire.link import Link, open_link
@@ -187,8 +187,8 @@ async def open_dead_letters(settings: RabbitmqSettings) -> AsyncIterator[Rabbitm
     async with open_link(settings, "dead letters") as link:
         try:
             linked = await link.get(time.monotonic() + settings.request_timeout_seconds)
-            async with short_channel(linked.connection, settings) as channel:
-                await declare_queue(channel, settings, DEAD_LETTERS)
+            async with open_topology(linked.connection, settings) as topology:
+                await topology.queue(DEAD_LETTERS)
         except FAILURES as error:
             raise unavailable(settings, f"declaring {DEAD_LETTERS}", error) from error
         yield RabbitmqDeadLetters(settings, link)

@@ -19,8 +19,9 @@ from reliamq_rabbitmq.wire.frames import LONGEST_SHORT
 __all__ = [
     "DEAD_LETTERS",
     "DELAYS_OVER",
-    "FACTS",
+    "GROUP_SIZE",
     "LANE_COUNTS",
+    "STEPS",
     "WAITS_FOR",
     "check_names",
     "delay_step",
@@ -28,10 +29,12 @@ __all__ = [
     "group_exchange",
     "lane_pattern",
     "lane_queue",
+    "lanes_mark",
     "ledger_queue",
     "members_exchange",
     "quorum_arguments",
     "routing_key",
+    "step_arguments",
 ]
 
 DEAD_LETTERS = "reliamq.dead-letters"
@@ -39,7 +42,9 @@ DELAYS = "reliamq.delays"
 DELAYS_OVER = f"{DELAYS}/over"
 """Where a wait ends: each lane gets from there what names it in the header :data:`WAITS_FOR`."""
 WAITS_FOR = "reliamq-lane"
-FACTS = "facts"
+STEPS = 23
+"""Of the ladder on which long waits are: 97 days together."""
+GROUP_SIZE = "x-quorum-initial-group-size"
 DIGITS = 6
 LANE_COUNTS = tuple(1 << bits for bits in range(DIGITS + 1))
 ROUTING_KEYS = tuple(".".join(f"{number:0{DIGITS}b}") for number in range(1 << DIGITS))
@@ -78,6 +83,13 @@ def ledger_queue(topic: str, group: str, lane: int) -> str:
     return f"{group}@{topic}/{lane}/ledger"
 
 
+def lanes_mark(topic: str, group: str, lanes: int) -> str:
+    """An exchange that nothing is sent to: that it is there says how many lanes the group was declared with, whatever
+    became of them.
+    """
+    return f"{group}@{topic}/lanes/{lanes}"
+
+
 def members_exchange(topic: str, group: str) -> str:
     """Where a group's members hear of one another."""
     return f"{group}@{topic}/members"
@@ -86,6 +98,16 @@ def members_exchange(topic: str, group: str) -> str:
 def delay_step(step: int) -> str:
     """The exchange and the queue of one step of the ladder; a message waits there for so many powers of two seconds."""
     return f"{DELAYS}/{step}"
+
+
+def step_arguments(step: int, replicas: int) -> Mapping[str, Any]:
+    """What the queue of a step of the ladder is declared with."""
+    return {
+        **quorum_arguments(replicas, single_consumer=False),
+        "x-message-ttl": 1000 << step,
+        "x-dead-letter-exchange": delay_step(step - 1) if step else DELAYS_OVER,
+        "x-dead-letter-strategy": "at-least-once",
+    }
 
 
 def lane_pattern(lane: int, lanes: int) -> str:
@@ -103,7 +125,7 @@ def quorum_arguments(replicas: int, *, single_consumer: bool = True) -> Mapping[
     """A queue that is on several nodes, drops nothing, and gives its messages to one consumer at a time."""
     arguments: dict[str, Any] = {
         "x-queue-type": "quorum",
-        "x-quorum-initial-group-size": replicas,
+        GROUP_SIZE: replicas,
         "x-delivery-limit": NO_DELIVERY_LIMIT,
         "x-overflow": "reject-publish",
     }

@@ -17,14 +17,14 @@ from aiormq.connection import Connection
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from reliamq.spi import BrokerUnavailable
-from reliamq_rabbitmq.catalog.topology import count_lanes, declare_lane
+from reliamq_rabbitmq.catalog.topology import count_lanes, open_topology
 from reliamq_rabbitmq.consuming.lane import Lane
 from reliamq_rabbitmq.consuming.ledger import NotWritten
 from reliamq_rabbitmq.consuming.roster import Roster, open_roster
 from reliamq_rabbitmq.delays.ladder import Ladder
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import ConnectionLost
-from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, short_channel, unavailable
+from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, unavailable
 from reliamq_rabbitmq.wire.link import Linked, open_link
 
 __all__ = ["Membership"]
@@ -183,8 +183,8 @@ class Membership:
 
     async def _restore(self, connection: Connection, number: int, count: int) -> None:
         try:
-            async with short_channel(connection, self._settings) as channel:
-                await declare_lane(channel, self._settings, self._topic, self._group, number, count)
+            async with open_topology(connection, self._settings) as topology:
+                await topology.lane(self._topic, self._group, number, count)
         except FAILURES as error:
             logger.error("%s: lane %d cannot be declared again: %s", self._label, number, error)
             self._failure = unavailable(self._settings, f"declaring lane {number} of {self._label}", error)

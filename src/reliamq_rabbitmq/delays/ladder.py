@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from reliamq.spi import Message
-from reliamq_rabbitmq.catalog.names import DELAYS_OVER, WAITS_FOR, delay_step, quorum_arguments
+from reliamq_rabbitmq.catalog.names import STEPS, WAITS_FOR, delay_step
+from reliamq_rabbitmq.catalog.topology import open_topology
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
-from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing
-from reliamq_rabbitmq.wire.connection import answered, short_channel
+from reliamq_rabbitmq.wire.channel import Fate, Outgoing
 from reliamq_rabbitmq.wire.frames import media_type
 from reliamq_rabbitmq.wire.link import Linked
 from reliamq_rabbitmq.wire.records import headers_of
 
 __all__ = ["LONGEST", "Ladder", "Postponement"]
 
-STEPS = 23
 LONGEST = timedelta(seconds=(1 << STEPS) - 1)
 """97 days.  What must wait longer waits for the rest in its lane."""
 POSTPONE_SECONDS = 10.0
@@ -56,35 +55,12 @@ class Ladder:
         Raises ConnectionLost, TimeoutError, the client's errors.  Cancelled: some may come back besides.
         """
         if not self._declared:
-            async with short_channel(self._writer.connection, self._settings) as channel:
-                await self._declare(channel)
+            async with open_topology(self._writer.connection, self._settings) as topology:
+                await topology.ladder()
             self._declared = True
         outgoing = [_outgoing(one) for one in postponements]
         fates = await self._writer.channel.publish(outgoing, deadline=time.monotonic() + POSTPONE_SECONDS)
         return [fate is Fate.CONFIRMED for fate in fates]
-
-    async def _declare(self, channel: Channel) -> None:
-        seconds = 3 * self._settings.request_timeout_seconds
-        await answered(channel.exchange_declare(DELAYS_OVER, exchange_type="headers", durable=True), seconds)
-        below = DELAYS_OVER
-        for step in range(STEPS):
-            name = delay_step(step)
-            arguments = {
-                **quorum_arguments(self._settings.replicas, single_consumer=False),
-                "x-message-ttl": 1000 << step,
-                "x-dead-letter-exchange": below,
-                "x-dead-letter-strategy": "at-least-once",
-            }
-            await answered(channel.exchange_declare(name, exchange_type="topic", durable=True), seconds)
-            await answered(channel.queue_declare(name, durable=True, arguments=arguments), seconds)
-            await answered(channel.queue_bind(name, name, _digit(step, "1")), seconds)
-            await answered(channel.exchange_bind(below, name, _digit(step, "0")), seconds)
-            below = name
-
-
-def _digit(step: int, digit: str) -> str:
-    """Routing keys with that digit at that step."""
-    return ".".join(["*"] * (STEPS - 1 - step) + [digit, "#"])
 
 
 def _outgoing(one: Postponement) -> Outgoing:

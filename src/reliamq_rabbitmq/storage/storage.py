@@ -15,9 +15,9 @@ from reliamq.spi import Finding, GroupSpec, Severity, TopicSpec
 from reliamq_rabbitmq.audit.audit import audit
 from reliamq_rabbitmq.catalog.facts import TopicFacts, write_facts
 from reliamq_rabbitmq.catalog.names import check_names, lane_queue
-from reliamq_rabbitmq.catalog.topology import count_lanes, declare_group, declare_topic
+from reliamq_rabbitmq.catalog.topology import count_lanes, open_topology
 from reliamq_rabbitmq.settings import RabbitmqSettings
-from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, short_channel, unavailable
+from reliamq_rabbitmq.wire.connection import FAILURES, open_connection, unavailable
 
 __all__ = ["RabbitmqStorage", "open_storage"]
 
@@ -50,8 +50,8 @@ class RabbitmqStorage:
         return await audit(self._connection, self._settings, topics)
 
     async def _declare(self, spec: TopicSpec) -> Sequence[Finding]:
-        async with short_channel(self._connection, self._settings) as channel:
-            await declare_topic(channel, self._settings, spec.name)
+        async with open_topology(self._connection, self._settings) as topology:
+            await topology.topic(spec.name)
         facts = await write_facts(self._connection, self._settings, spec.name, TopicFacts(spec.max_message_bytes))
         findings = list(_size_findings(spec, facts))
         for group in spec.groups:
@@ -61,8 +61,11 @@ class RabbitmqStorage:
     async def _declare_group(self, spec: TopicSpec, group: GroupSpec) -> Sequence[Finding]:
         there = await count_lanes(self._connection, self._settings, spec.name, group.name)
         lanes = there or self._settings.lanes
-        async with short_channel(self._connection, self._settings) as channel:
-            await declare_group(channel, self._settings, spec.name, group.name, lanes)
+        async with open_topology(self._connection, self._settings) as topology:
+            if not there:
+                await topology.mark(spec.name, group.name, lanes)
+                lanes = await count_lanes(self._connection, self._settings, spec.name, group.name)
+            await topology.group(spec.name, group.name, lanes)
         return _lane_findings(spec, group, lanes, self._settings.lanes)
 
 
