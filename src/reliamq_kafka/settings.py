@@ -112,7 +112,9 @@ def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
     if parts.scheme == "kafkas":
         values["tls"] = True
     if parts.username is not None:
-        values |= {"username": parts.username, "password": parts.password}
+        values["username"] = parts.username
+    if parts.password is not None:
+        values["password"] = parts.password
     return _checked(parts.plain, values)
 
 

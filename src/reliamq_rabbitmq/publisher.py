@@ -1,173 +1,138 @@
 """Safe departure on RabbitMQ: publisher confirms, persistent, mandatory, and an outcome for each message by the
 caller's deadline.
 
-One channel, so that what is sent is stored in that order.  A publish to an exchange that is not there would close the
-channel and take every other message's confirm along; so each exchange is asked for before its first message.  When the
-connection ends, what was written and not confirmed is in doubt, and the next batch connects again.
+One channel, so that what is sent is stored in that order.  When the connection ends, what was written and not confirmed
+is in doubt, and the next batch connects again.  When the broker closes the channel because of one message, it does not
+say which: then those that are in doubt are sent once more, each by itself, and the one it was is known.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 
-from reliamq.spi import ConfigurationError, Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
-from reliamq_rabbitmq.catalog.facts import TopicFacts, read_facts
-from reliamq_rabbitmq.catalog.names import check_names, group_exchange, routing_key
-from reliamq_rabbitmq.catalog.topology import exchange_exists
+from reliamq.spi import BrokerUnavailable, Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
+from reliamq_rabbitmq.catalog.known_topics import KnownTopics, unroutable
+from reliamq_rabbitmq.catalog.names import group_exchange, routing_key
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, Fate, Outgoing
-from reliamq_rabbitmq.wire.connection import FAILURES, unavailable
 from reliamq_rabbitmq.wire.frames import media_type
-from reliamq_rabbitmq.wire.link import Link, Linked, open_link
+from reliamq_rabbitmq.wire.link import Link, open_link
 from reliamq_rabbitmq.wire.records import headers_of
-from reliamq_rabbitmq.wire.versions import largest_message
 
 __all__ = ["RabbitmqPublisher", "open_publisher"]
 
-REMEMBERED = 10_000
+REMEMBERED, LONGEST_REMEMBERED = 10_000, 256
 KEPT_FREE = 32 * 1024
-"""Of a message's headers, for what a dead letter says besides."""
+"""Of a message's headers, for what a dead letter says besides; a quarter where frames are small."""
+JUDGED = {
+    403: RejectionReason.REFUSED,
+    404: RejectionReason.UNROUTABLE,
+    406: RejectionReason.TOO_LARGE,
+}
+"""For what the broker closes a channel, and what it says of the message that was the only one on it: no permission, no
+exchange, over ``max_message_size`` (AMQP 0-9-1, section 1.5; RabbitMQ's documentation, "Channels")."""
 
 
 class RabbitmqPublisher:
     """A :class:`~reliamq.spi.Publisher`."""
 
     def __init__(self, settings: RabbitmqSettings, link: Link) -> None:
-        self._settings, self._link = settings, link
-        self._facts: dict[str, TopicFacts] = {}
-        self._groups: set[tuple[str, str]] = set()
+        self._link, self._topics = link, KnownTopics(settings)
         self._keys: dict[bytes, str] = {}
 
     def route(self, message: Message) -> Hashable:
-        """All wait for one another: a batch is cheap for the broker when it is large (see :meth:`send`)."""
-        return None
+        """A topic's messages wait for one another: a batch is cheap for the broker when it is large."""
+        return message.topic
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
-        link = await self._link.get(deadline)
         outcomes: dict[int, Outcome] = {}
+        code = await self._send(dict(enumerate(batch)), outcomes, deadline)
+        if code in JUDGED and len(batch) > 1:
+            # In their order, so that a key keeps it
+            for index in [index for index in range(len(batch)) if isinstance(outcomes[index], InDoubt)]:
+                await self._send_alone(index, batch[index], outcomes, deadline)
+        return [outcomes[index] for index in range(len(batch))]
+
+    async def _send_alone(self, index: int, message: Message, outcomes: dict[int, Outcome], deadline: float) -> None:
+        """What the first attempt left in doubt stays so, unless this one is confirmed."""
+        doubt = outcomes[index]
+        try:
+            await self._send({index: message}, outcomes, deadline)
+        except BrokerUnavailable:
+            return
+        last = outcomes[index]
+        if isinstance(last, Rejection) and not last.reason.judges_message:
+            outcomes[index] = doubt
+
+    async def _send(self, messages: dict[int, Message], outcomes: dict[int, Outcome], deadline: float) -> int | None:
+        """One attempt; for what the broker closed the channel, if it did."""
+        link = await self._link.get(deadline)
         outgoing: list[tuple[int, Outgoing]] = []
-        missing: set[tuple[str, str | None]] = set()
-        for index, message in enumerate(batch):
-            facts = self._facts.get(message.topic)
-            if facts is None or (message.only_group and (message.topic, message.only_group) not in self._groups):
-                facts = await self._look_up(link, message.topic, message.only_group, missing, deadline)
+        self._topics.ask_again()
+        for index, message in messages.items():
             try:
-                if rejection := _refusal(message, facts):
+                if rejection := await self._topics.refusal(link.connection, message, deadline):
                     outcomes[index] = rejection
                 else:
                     outgoing.append((index, self._outgoing(message, link.channel.header_room)))
             except ValueError as error:
-                outcomes[index] = Rejection(
-                    message.id, RejectionReason.INVALID, f"AMQP cannot carry it: {error}", error
-                )
+                detail = f"AMQP cannot carry it: {error}"
+                outcomes[index] = Rejection(message.id, RejectionReason.INVALID, detail, error)
         # Lane by lane: what a quorum queue gets at once it writes and replicates at once, which costs the broker a
         # third less.  A key's messages have one routing key, so they stay in order.
         outgoing.sort(key=_lane_of)
         fates = await link.channel.publish([one for _, one in outgoing], deadline=deadline)
+        if link.channel.lost is not None:  # perhaps an exchange is gone
+            self._topics.forget()
+        alone = len(messages) == 1
         for (index, _), fate in zip(outgoing, fates, strict=True):
-            outcomes[index] = self._outcome(batch[index], fate, link.channel)
-        return [outcomes[index] for index in range(len(batch))]
+            outcomes[index] = _outcome(messages[index], fate, link.channel, alone=alone)
+        return link.channel.closed_for
 
     def _outgoing(self, message: Message, room: int) -> Outgoing:
         """Raises ValueError for what AMQP cannot carry.  room: bytes for headers."""
-        headers = headers_of(message)
-        if len(headers) > room - KEPT_FREE:
-            raise ValueError(f"its headers have {len(headers)} bytes, and there is room for {room - KEPT_FREE}")
+        headers, room = headers_of(message), room - min(KEPT_FREE, room // 4)
+        if len(headers) > room:
+            raise ValueError(f"its headers have {len(headers)} bytes, and there is room for {room}")
         exchange = message.topic if message.only_group is None else group_exchange(message.topic, message.only_group)
         media = media_type(message.content_type)
         return Outgoing(exchange, self._routing_key(message), media, headers, message.body)
 
     def _routing_key(self, message: Message) -> str:
-        if message.key is None:
+        key = message.key
+        if key is None:
             return routing_key(message.id.encode())
-        known = self._keys.get(message.key)
+        known = self._keys.get(key)
         if known is None:
+            known = routing_key(key)
             if len(self._keys) > REMEMBERED:
                 self._keys.clear()
-            known = self._keys[message.key] = routing_key(message.key)
+            if len(key) <= LONGEST_REMEMBERED:
+                self._keys[key] = known
         return known
-
-    # --- what is known of topics -----------------------------------------------------------------------------------
-
-    async def _look_up(
-        self, link: Linked, topic: str, group: str | None, missing: set[tuple[str, str | None]], deadline: float
-    ) -> TopicFacts | None:
-        """The facts, or None where there is no such topic, or no such group of it.
-
-        missing: what was found not to be there by this batch.
-        """
-        if (topic, group) in missing:
-            return None
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                facts = await self._ask(link, topic, group)
-        except FAILURES as error:
-            raise unavailable(self._settings, f"looking up topic '{topic}'", error) from error
-        if facts is None:
-            missing.add((topic, group))
-        return facts
-
-    async def _ask(self, link: Linked, topic: str, group: str | None) -> TopicFacts | None:
-        try:
-            check_names(topic, group or "")
-        except (ConfigurationError, UnicodeEncodeError):  # then nobody could declare it
-            return None
-        facts = self._facts.get(topic) or await self._topic(link, topic)
-        if facts is not None and group is not None:
-            if not await exchange_exists(link.connection, self._settings, group_exchange(topic, group)):
-                return None
-            self._groups.add((topic, group))
-        return facts
-
-    async def _topic(self, link: Linked, topic: str) -> TopicFacts | None:
-        if not await exchange_exists(link.connection, self._settings, topic):
-            return None
-        facts = await read_facts(link.connection, self._settings, topic)
-        if facts is not None:
-            largest = min(facts.max_message_bytes, largest_message(link.connection))
-            facts = self._facts[topic] = TopicFacts(largest)
-        return facts
-
-    def _outcome(self, message: Message, fate: Fate, channel: Channel) -> Outcome:
-        if fate is Fate.CONFIRMED:
-            return Confirmation(message.id)
-        if fate is Fate.RETURNED:
-            self._groups.discard((message.topic, message.only_group or ""))
-            return _unroutable(message)
-        if fate is Fate.UNSENT:
-            return Rejection(message.id, RejectionReason.UNAVAILABLE, "not sent: the broker took nothing in time")
-        if channel.lost is not None:  # perhaps an exchange is gone: all is asked for again
-            self._facts.clear()
-            self._groups.clear()
-        why = {
-            Fate.REFUSED: "the broker could not store it in every queue (basic.nack); it may be in some",
-            Fate.UNKNOWN: f"sent, and not confirmed: {channel.lost or 'no answer by the deadline'}",
-        }
-        return InDoubt(message.id, why[fate])
 
 
 def _lane_of(item: tuple[int, Outgoing]) -> str:
     return item[1].routing_key
 
 
-def _refusal(message: Message, facts: TopicFacts | None) -> Rejection | None:
-    """Why it need not be sent."""
-    if facts is None:
-        return _unroutable(message)
-    if message.size > facts.max_message_bytes:
-        detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
-        return Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{message.topic}'")
-    return None
-
-
-def _unroutable(message: Message) -> Rejection:
-    whom = f"group '{message.only_group}' of it" if message.only_group is not None else "a group of it"
-    detail = f"topic '{message.topic}' or {whom} is not there, so nobody would receive it; declare it first"
-    return Rejection(message.id, RejectionReason.UNROUTABLE, detail)
+def _outcome(message: Message, fate: Fate, channel: Channel, *, alone: bool) -> Outcome:
+    """alone: it was the only one on the way, so that a channel which was closed was closed because of it."""
+    if fate is Fate.CONFIRMED:
+        return Confirmation(message.id)
+    if fate is Fate.RETURNED:
+        return unroutable(message)
+    if fate is Fate.UNSENT:
+        return Rejection(message.id, RejectionReason.UNAVAILABLE, "not sent: the broker took nothing in time")
+    if fate is Fate.REFUSED:
+        why = "the broker could not store it in every queue (basic.nack); it may be in some"
+        return InDoubt(message.id, why)
+    reason = JUDGED.get(channel.closed_for or 0)
+    if alone and reason is not None:
+        return Rejection(message.id, reason, f"the broker refuses it: {channel.lost}")
+    return InDoubt(message.id, f"sent, and not confirmed: {channel.lost or 'no answer by the deadline'}")
 
 
 @asynccontextmanager

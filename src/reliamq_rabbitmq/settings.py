@@ -48,9 +48,8 @@ class RabbitmqSettings(BaseModel):
     request_timeout_seconds: how long one answer may take.
     ack_timeout_seconds: the broker's ``consumer_timeout``: what nobody acknowledges for so long, it takes back by
         closing the channel.  reliamq renews what it holds before that.
-    management_url: ``http(s)://host:port`` of the management plugin; an audit reads it.  Default: the first server,
-    port
-        15672 (15671 encrypted).
+    management_url: ``http(s)://host:port`` of the management plugin, which an audit reads.  Default: each of the
+        servers, port 15672 (15671 encrypted).
     username, password: default is RabbitMQ's own, guest.
     tls: with ``ca_file`` or the system's authorities; ``cert_file`` and ``key_file`` are the client's own certificate.
     """
@@ -117,7 +116,9 @@ def read_settings(url: str, section: Mapping[str, object]) -> RabbitmqSettings:
     if parts.path is not None:
         values["virtual_host"] = parts.path
     if parts.username is not None:
-        values |= {"username": parts.username, "password": parts.password}
+        values["username"] = parts.username
+    if parts.password is not None:
+        values["password"] = parts.password
     return _checked(parts.plain, values)
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from reliamq.spi import Confirmation, DeadLetterRecord
 from reliamq_rabbitmq.catalog.dead_letters import open_dead_letters
+from reliamq_rabbitmq.catalog.names import DEAD_LETTERS
 from reliamq_rabbitmq.publisher import open_publisher
 from reliamq_rabbitmq.settings import RabbitmqSettings
-from tests.rabbitmq.conftest import drain, message
+from tests.rabbitmq.conftest import delete_queue, drain, message
 from tests.servers.rabbitmq import RabbitmqCluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("rabbitmq"), pytest.mark.timeout(120)]
@@ -81,3 +82,29 @@ async def test_who_looks_at_the_same_time_sees_all_of_it_one_after_another(
             tasks.start_soon(look)
 
     assert counts == [20] * 6
+
+
+async def test_thousands_of_them_are_found_and_removed(settings: RabbitmqSettings, topic: str) -> None:
+    """More than a quorum queue gives to whoever sets no limit."""
+    async with open_dead_letters(settings) as dead_letters:
+        for start in range(0, 2_100, 700):
+            records = [record_of(topic, f"{number}") for number in range(start, start + 700)]
+            outcomes = await dead_letters.add(records, deadline=time.monotonic() + 30)
+            assert {type(one) for one in outcomes} == {Confirmation}
+        first = await dead_letters.find(topic=topic, limit=2)
+        everything = await dead_letters.find(topic=topic, limit=10_000)
+        assert [one.message.body for one in first] == [b"0", b"1"]
+        assert [one.message.body for one in everything] == [b"%d" % number for number in range(2_100)]
+        assert await dead_letters.remove(everything) == 2_100
+        assert list(await dead_letters.find(topic=topic)) == []
+
+
+async def test_a_queue_of_dead_letters_that_was_deleted_is_declared_again(
+    rabbitmq: RabbitmqCluster, settings: RabbitmqSettings, topic: str
+) -> None:
+    async with open_dead_letters(settings) as dead_letters:
+        await delete_queue(rabbitmq, DEAD_LETTERS)
+        (outcome,) = await dead_letters.add([record_of(topic, "after")], deadline=time.monotonic() + 10)
+        assert isinstance(outcome, Confirmation)
+        (found,) = await dead_letters.find(topic=topic)
+        assert found.message.body == b"after"

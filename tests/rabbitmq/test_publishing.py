@@ -6,6 +6,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import anyio
@@ -25,7 +27,7 @@ from reliamq.spi import (
     Unconfirmed,
 )
 from reliamq_rabbitmq.publisher import open_publisher
-from reliamq_rabbitmq.settings import RabbitmqSettings
+from reliamq_rabbitmq.settings import RabbitmqSettings, read_settings
 from reliamq_rabbitmq.storage.storage import open_storage
 from tests.rabbitmq.conftest import bodies, declare, delete_exchange, drain, message
 from tests.servers.rabbitmq import RabbitmqCluster
@@ -159,6 +161,59 @@ async def test_an_exchange_that_is_deleted_takes_no_caller_along(
     assert set(outcomes[1::2]) <= {"Unroutable", "Unconfirmed"}
     stored = bodies(await drain(settings, topic, 51))
     assert set(stored) == {b"before", *(f"{number}".encode() for number in range(0, 100, 2))}
+
+
+async def test_a_topic_that_the_user_may_not_write_to_is_refused_and_takes_no_caller_along(
+    rabbitmq: RabbitmqCluster, settings: RabbitmqSettings, topic: str
+) -> None:
+    """P2: the broker closes the channel and does not say because of which message."""
+    forbidden = await declare(settings, "g")
+    batch = [message(forbidden if number % 5 == 2 else topic, f"{number}") for number in range(20)]
+    async with (
+        user_who(rabbitmq, write=f"^({topic}|amq\\.default)$", read=".*/facts$") as url,
+        open_publisher(read_settings(url, {})) as publisher,
+    ):
+        outcomes = await publisher.send(batch, deadline=time.monotonic() + 20)
+
+    for number, outcome in enumerate(outcomes):
+        if number % 5 == 2:
+            assert isinstance(outcome, Rejection)
+            assert outcome.reason is RejectionReason.REFUSED
+        else:
+            assert isinstance(outcome, Confirmation)
+    stored = [int(one.body) for one in await drain(settings, topic, 16)]
+    assert list(dict.fromkeys(stored)) == [number for number in range(20) if number % 5 != 2]
+
+
+async def test_a_topic_that_cannot_be_looked_up_is_refused_by_itself(
+    rabbitmq: RabbitmqCluster, settings: RabbitmqSettings, topic: str
+) -> None:
+    hidden = await declare(settings, "g")
+    batch = [message(hidden, "hidden"), message(topic, "seen"), message(hidden, "hidden too")]
+    async with (
+        user_who(rabbitmq, write=".*", read=f"^{topic}/facts$") as url,
+        open_publisher(read_settings(url, {})) as publisher,
+    ):
+        outcomes = await publisher.send(batch, deadline=time.monotonic() + 20)
+
+    assert [getattr(one, "reason", None) for one in outcomes] == [
+        RejectionReason.REFUSED,
+        None,
+        RejectionReason.REFUSED,
+    ]
+
+
+@asynccontextmanager
+async def user_who(rabbitmq: RabbitmqCluster, *, write: str, read: str) -> AsyncIterator[str]:
+    """The cluster's URL for a user that may not do more."""
+    control, node, name = rabbitmq.control, rabbitmq.nodes[0], f"limited-{uuid.uuid4().hex[:8]}"
+    await anyio.to_thread.run_sync(control, node, "add_user", name, "password")
+    try:
+        await anyio.to_thread.run_sync(control, node, "set_permissions", name, "^$", write, read)
+        yield f"rabbitmq://{name}:password@{','.join(rabbitmq.addresses)}"
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(control, node, "delete_user", name)
 
 
 async def test_a_send_that_is_cancelled_leaves_the_publisher_as_good_as_new(

@@ -150,6 +150,8 @@ def test_a_missing_file_is_named_with_its_setting(rabbitmq: RabbitmqCluster, nam
         "rabbitmq://user:12?word-of-mine@host:5672",
         "rabbitmq://user:12/word-of-mine@host:5672",
         "amqp://user:12#word-of-mine@host:5672",
+        "amqp://user:word-of-mine[1@host:5672",
+        "amqp://user:word-of-mine℀x@host:5672",
     ],
 )
 def test_a_password_that_breaks_the_url_is_not_shown(url: str) -> None:

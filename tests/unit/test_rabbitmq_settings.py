@@ -38,3 +38,20 @@ def test_a_url_names_servers_and_a_virtual_host(
 
     assert (settings.servers, settings.virtual_host, settings.tls) == (servers, virtual_host, tls)
     assert settings.credentials == ("guest", "guest")
+
+
+def test_a_password_may_be_in_the_section_and_its_user_in_the_url() -> None:
+    settings = read_settings("rabbitmq://orders@r1", {"password": "secret"})
+
+    assert settings.credentials == ("orders", "secret")
+
+
+@pytest.mark.parametrize("url", ["rabbitmq://[::1]:5672", "rabbitmq://[::1]"])
+def test_an_ipv6_address_is_a_server(url: str) -> None:
+    assert read_settings(url, {}).servers == ("[::1]:5672",)
+
+
+@pytest.mark.parametrize("port", ["²", "0", "65536", "-1", "5672x", ""])
+def test_what_is_no_port_is_named(port: str) -> None:
+    with pytest.raises(ConfigurationError, match="no host:port"):
+        read_settings(f"rabbitmq://host:{port}", {})

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from reliamq.spi import Confirmation, DeadLetterRecord, DeadLetters, Message
+from reliamq.spi import Confirmation, DeadLetterRecord, DeadLetters, Message, PublishError
 
 __all__ = ["DeadLetterDesk"]
 
+TOGETHER = 100
+"""Replayed ones are removed together: to find them a broker may have to read all that rest."""
 Publish = Callable[[Message], Awaitable[Confirmation]]
 
 
@@ -36,12 +38,23 @@ class DeadLetterDesk:
         """Deliver again, with the same ids, to the groups that gave up; how many.
 
         Raises Rejected or Unconfirmed at the first that is not confirmed; it and those after it stay dead letters.
-        Cancelled: as if at that one.  A message replayed twice by a crash has one effect, by its id (I1).
+        Cancelled: up to a hundred that were replayed stay, too.  A message replayed twice has one effect, by its id
+        (I1).
         """
-        for record in records:
-            await self._publish(replace(record.message, only_group=record.group))
-            await self._dead_letters.remove([record])
+        for start in range(0, len(records), TOGETHER):
+            await self._replay(records[start : start + TOGETHER])
         return len(records)
+
+    async def _replay(self, records: Sequence[DeadLetterRecord]) -> None:
+        confirmed: list[DeadLetterRecord] = []
+        try:
+            for record in records:
+                await self._publish(replace(record.message, only_group=record.group))
+                confirmed.append(record)
+        except PublishError:
+            await self._dead_letters.remove(confirmed)
+            raise
+        await self._dead_letters.remove(confirmed)
 
     async def drop(self, records: Sequence[DeadLetterRecord]) -> int:
         """Remove for good; how many there were."""

@@ -55,13 +55,21 @@ class Secured(Protocol):
 
 def read_url(url: str, *, default_port: int) -> BrokerUrl:
     """Take a URL apart.  Raises ConfigurationError naming the part that is wrong, never showing a password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # says what it read, which may be the password
+        raise _unreadable(url.partition("://")[0]) from None
     if "@" not in parts.netloc and "@" in parts.path + parts.query + parts.fragment:
-        raise ConfigurationError(  # nothing of the URL is shown: its parts are not what they seem
-            f"{parts.scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks "
-            "it: in user and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, and elsewhere '@' as %40"
-        )
+        raise _unreadable(parts.scheme)
     return _read(parts, default_port)
+
+
+def _unreadable(scheme: str) -> ConfigurationError:
+    """Nothing of the URL is shown: its parts are not what they seem."""
+    return ConfigurationError(
+        f"{scheme}://: the URL cannot be read, and is not shown because it may be the password that breaks it: in user "
+        "and password percent-encode '/' as %2F, '?' as %3F, '#' as %23, '[' as %5B, and elsewhere '@' as %40"
+    )
 
 
 def _read(parts: SplitResult, default_port: int) -> BrokerUrl:
@@ -75,7 +83,7 @@ def _read(parts: SplitResult, default_port: int) -> BrokerUrl:
         scheme=parts.scheme,
         servers=servers,
         username=unquote(user) if credentials else None,
-        password=unquote(password) if colon or credentials else None,
+        password=unquote(password) if colon else None,
         path=unquote(parts.path[1:]) if parts.path not in ("", "/") else None,
         query=dict(parse_qsl(parts.query, keep_blank_values=True)),
         plain=plain,
@@ -84,9 +92,9 @@ def _read(parts: SplitResult, default_port: int) -> BrokerUrl:
 
 def _server(url: str, host: str, default_port: int) -> str:
     name, colon, port = host.rpartition(":")
-    if not colon:
+    if not colon or host.endswith("]"):  # an IPv6 address has colons of its own, in brackets
         name, port = host, str(default_port)
-    if not name or not port.isdigit() or not 0 < int(port) < 65536:
+    if not name or not port.isdecimal() or not port.isascii() or not 0 < int(port) < 65536:
         example = f"{url.partition('://')[0]}://host1:{default_port},host2:{default_port}"
         raise ConfigurationError(f"{url}: '{host}' is no host:port; write {example}")
     return f"{name}:{port}"

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from aiormq.connection import Connection
+
 from reliamq.spi import (
     Confirmation,
     DeadLetterRecord,
@@ -33,8 +35,8 @@ from reliamq_rabbitmq.wire.records import OURS, headers_of, message_of, own_head
 __all__ = ["RabbitmqDeadLetters", "open_dead_letters"]
 
 logger = logging.getLogger("reliamq.rabbitmq")
-LONGEST_TEXT = 12 * 1024
-"""Bytes that are kept of a reason and of a traceback: AMQP has all headers in one frame, of 128 KiB as a rule."""
+SHARE = 10
+"""The reason and the traceback each have so much of the room for headers: AMQP has all of them in one frame."""
 LOOK_SECONDS = 600.0
 
 
@@ -71,6 +73,10 @@ class RabbitmqDeadLetters:
                 detail = f"a text of it cannot be stored: {error}"
                 outcomes[index] = Rejection(record.message.id, RejectionReason.INVALID, detail, error)
         fates = await linked.channel.publish(list(outgoing.values()), deadline=deadline)
+        if Fate.RETURNED in fates:  # the queue is gone, with what was in it
+            logger.error("%s was deleted, and is declared again", DEAD_LETTERS)
+            await _declare(linked.connection, self._settings)
+            fates = await linked.channel.publish(list(outgoing.values()), deadline=deadline)
         for index, fate in zip(outgoing, fates, strict=True):
             outcomes[index] = _outcome(records[index].message.id, fate)
         return [outcomes[index] for index in range(len(records))]
@@ -79,16 +85,29 @@ class RabbitmqDeadLetters:
         self, *, topic: str | None = None, group: str | None = None, message_id: str | None = None, limit: int = 100
     ) -> Sequence[DeadLetterRecord]:
         """Those that match, in the order in which they were stored; see the contract."""
-        found: dict[tuple[str, str, str], Received] = {}
+        found: dict[tuple[str, str, str], _Name] = {}
 
-        def take(name: _Name, received: Received) -> None:
+        def note(name: _Name, received: Received) -> None:
             if topic in (None, name.topic) and group in (None, name.group) and message_id in (None, name.message_id):
                 found.pop(name.identity, None)
-                found[name.identity] = received
+                found[name.identity] = name
 
-        async with self._reading(take):
+        async with self._reading(note):
             pass
-        return [_record(received) for received in list(found.values())[: max(0, limit)]]
+        return await self._read(list(found.values())[: max(0, limit)])
+
+    async def _read(self, names: Sequence[_Name]) -> Sequence[DeadLetterRecord]:
+        """These, in that order.  The queue is read twice, so that memory holds the messages only of those."""
+        wanted, bodies = set(names), dict[_Name, Received]()
+
+        def take(name: _Name, received: Received) -> None:
+            if name in wanted:
+                bodies[name] = received
+
+        if names:
+            async with self._reading(take):
+                pass
+        return [_record(bodies[name]) for name in names if name in bodies]
 
     async def remove(self, records: Sequence[DeadLetterRecord]) -> int:
         """Remove these; see the contract."""
@@ -136,8 +155,8 @@ def _outgoing(record: DeadLetterRecord, room: int) -> Outgoing:
         "group": record.group,
         "died-at": record.died_at.isoformat(),
         "handler": record.handler,
-        "reason": record.reason.encode()[:LONGEST_TEXT].decode(errors="ignore"),
-        "traceback": record.traceback.encode()[-LONGEST_TEXT:].decode(errors="ignore"),
+        "reason": record.reason.encode()[: room // SHARE].decode(errors="ignore"),
+        "traceback": record.traceback.encode()[-(room // SHARE) :].decode(errors="ignore"),
         "attempts": str(record.attempts),
         "position": record.position,
     }
@@ -181,14 +200,18 @@ def _outcome(message_id: str, fate: Fate) -> Outcome:
     return InDoubt(message_id, f"the dead letter is not confirmed: {fate.value}")
 
 
+async def _declare(connection: Connection, settings: RabbitmqSettings) -> None:
+    async with open_topology(connection, settings) as topology:
+        await topology.queue(DEAD_LETTERS)
+
+
 @asynccontextmanager
 async def open_dead_letters(settings: RabbitmqSettings) -> AsyncIterator[RabbitmqDeadLetters]:
     """Connect and close; the queue is made when it is not there.  Raises BrokerUnavailable."""
     async with open_link(settings, "dead letters") as link:
         try:
             linked = await link.get(time.monotonic() + settings.request_timeout_seconds)
-            async with open_topology(linked.connection, settings) as topology:
-                await topology.queue(DEAD_LETTERS)
+            await _declare(linked.connection, settings)
         except FAILURES as error:
             raise unavailable(settings, f"declaring {DEAD_LETTERS}", error) from error
         yield RabbitmqDeadLetters(settings, link)

@@ -59,8 +59,10 @@ class Ladder:
                 await topology.ladder()
             self._declared = True
         outgoing = [_outgoing(one) for one in postponements]
-        fates = await self._writer.channel.publish(outgoing, deadline=time.monotonic() + POSTPONE_SECONDS)
-        return [fate is Fate.CONFIRMED for fate in fates]
+        fitting = [one for one in outgoing if len(one.headers) <= self._writer.channel.header_room]
+        fates = await self._writer.channel.publish(fitting, deadline=time.monotonic() + POSTPONE_SECONDS)
+        gone = {id(one) for one, fate in zip(fitting, fates, strict=True) if fate is Fate.CONFIRMED}
+        return [id(one) in gone for one in outgoing]
 
 
 def _outgoing(one: Postponement) -> Outgoing:

@@ -107,20 +107,25 @@ class _Batch:
     __slots__ = ("done", "fates", "left")
 
     def __init__(self, count: int) -> None:
-        self.fates, self.left = [Fate.UNSENT] * count, 0
+        self.fates, self.left = [Fate.UNSENT] * count, count
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def conclude(self, index: int, fate: Fate) -> None:
         self.fates[index] = fate
-        self.left -= 1
+        self.leave_out(1)
+
+    def leave_out(self, count: int) -> bool:
+        """So many fewer are to be confirmed; whether any is left."""
+        self.left -= count
         if self.left <= 0 and not self.done.done():
             self.done.set_result(None)
+        return self.left > 0
 
 
 class Channel(ClientChannel):
     """See the module.  Used by one task at a time for publishing, and by one consumer.
 
-    lost: why it ended; None while it is open.
+    lost: why it ended; None while it is open.  closed_for: the broker's reply code, if it closed it.
     """
 
     def __init__(self, connection: Connection, number: int, *, confirms: bool) -> None:
@@ -135,6 +140,7 @@ class Channel(ClientChannel):
         self._cancelled: Callable[[], None] | None = None
         self._frame_max = connection.connection_tune.frame_max or FRAME_MAX
         self.lost: str | None = None
+        self.closed_for: int | None = None
         self._end: asyncio.Future[Any] = self.closing
         self._end.add_done_callback(self._ended)
 
@@ -149,22 +155,22 @@ class Channel(ClientChannel):
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 async with self._writing:
-                    await self._write(batch, waiting)
-                if waiting.left:
+                    written = await self._write(batch, waiting)
+                if waiting.leave_out(len(batch) - written):
                     await waiting.done
         except TimeoutError:
             pass
         return waiting.fates
 
-    async def _write(self, batch: Sequence[Outgoing], waiting: _Batch) -> None:
-        """Write what may be written, piece by piece, each when the one before has gone out."""
+    async def _write(self, batch: Sequence[Outgoing], waiting: _Batch) -> int:
+        """Write what may be written, piece by piece, each when the one before has gone out; how many messages."""
         start = 0
         while start < len(batch) and self.lost is None and self._has_room():
             payload, end = self._piece(batch, start)
             gone = asyncio.get_running_loop().create_future()
             # Cancelled here: the piece is not written, and its numbers are given to the next
             if not await self._queued(ChannelFrame(payload=payload, should_close=False, drain_future=gone)):
-                return
+                break
             if not self._unconfirmed:
                 self._heard_at = time.monotonic()
             for place in range(start, end):
@@ -172,10 +178,10 @@ class Channel(ClientChannel):
                 self._unconfirmed[self._published] = waiting, place, len(batch[place].body)
                 self._unconfirmed_bytes += len(batch[place].body)
                 waiting.fates[place] = Fate.UNKNOWN
-            waiting.left += end - start
             start = end
             if start < len(batch):
                 await asyncio.wait({gone, self._end}, return_when=asyncio.FIRST_COMPLETED)
+        return start
 
     def _has_room(self) -> bool:
         return len(self._unconfirmed) < MOST_UNCONFIRMED and self._unconfirmed_bytes < MOST_UNCONFIRMED_BYTES
@@ -262,7 +268,7 @@ class Channel(ClientChannel):
     # --- consuming -------------------------------------------------------------------------------------------------
 
     async def listen(self, queue: str, *, deliver: Callable[[Received], None], cancelled: Callable[[], None]) -> None:
-        """The same without acknowledging: for what nobody misses."""
+        """Have ``deliver`` called with each delivery, acknowledged as it comes: for what nobody misses."""
         self._deliver, self._cancelled = deliver, cancelled
         await self.rpc(commands.Basic.Consume(queue=queue, no_ack=True, consumer_tag=f"reliamq-{self.number}"))
 
@@ -271,11 +277,10 @@ class Channel(ClientChannel):
     ) -> None:
         """Have ``deliver`` called with each delivery, in order; ``cancelled`` when the broker ends that by itself.
 
-        prefetch: most that is unacknowledged at once; 0: no limit.
+        prefetch: most that is unacknowledged at once.  (Of 0 a quorum queue makes 2,000.)
         """
         self._deliver, self._cancelled = deliver, cancelled
-        if prefetch:
-            await self.basic_qos(prefetch_count=prefetch)
+        await self.basic_qos(prefetch_count=prefetch)
         await self.rpc(commands.Basic.Consume(queue=queue, consumer_tag=f"reliamq-{self.number}"))
 
     async def _on_deliver_frame(self, frame: commands.Basic.Deliver) -> None:
@@ -323,6 +328,7 @@ class Channel(ClientChannel):
         await self.close(None)
 
     async def _on_close_frame(self, frame: commands.Channel.Close) -> None:
+        self.closed_for = frame.reply_code
         self.lost = f"the broker closed the channel: {frame.reply_code} {frame.reply_text}"
         await super()._on_close_frame(frame)
 

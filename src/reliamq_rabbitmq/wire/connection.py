@@ -60,6 +60,10 @@ async def connect(settings: RabbitmqSettings, purpose: str) -> Connection:
             await answered(connection.connect(), settings.request_timeout_seconds)
         except FAILURES as error:
             faults.setdefault(why_not_connected(settings, error), []).append(server)
+            await close(connection)  # it may have been opened in the very moment in which time was over
+        except BaseException:
+            await close(connection)
+            raise
         else:
             return connection
     said = "; ".join(f"{', '.join(sorted(at))}: {fault}" for fault, at in faults.items())
@@ -68,6 +72,7 @@ async def connect(settings: RabbitmqSettings, purpose: str) -> Connection:
 
 def _url(settings: RabbitmqSettings, server: str) -> URL:
     host, _, port = server.rpartition(":")
+    host = host.strip("[]")
     user, password = settings.credentials
     return URL.build(
         scheme="amqps" if settings.tls else "amqp",

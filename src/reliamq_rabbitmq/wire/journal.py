@@ -23,11 +23,15 @@ from reliamq_rabbitmq.wire.frames import header_table, media_type
 
 __all__ = ["Journal", "open_journal"]
 
-KNOCK = "reliamq-knock"
+KNOCK, KNOCKED_AT = "reliamq-knock", "reliamq-knocked-at"
 KNOCK_SECONDS = 30.0
 """How often a reader that waits knocks again."""
 STALE_SECONDS = 4 * KNOCK_SECONDS
 """After which another reader's knock is removed: it has gone, or knocked again."""
+FORGOTTEN_SECONDS = 3600.0
+"""After which, by the wall clock of who knocked, it is removed by whoever sees it."""
+MOST_RECORDS = 65_535
+"""That one reader can hold (AMQP 0-9-1, basic.qos: prefetch-count is a short)."""
 JSON, DEFAULT_EXCHANGE = media_type("application/json"), ""
 
 
@@ -50,16 +54,17 @@ class Journal:
 
     async def open(self) -> None:
         """Take one's place among the readers.  Raises the client's errors."""
-        await self._channel.consume(self._queue, prefetch=0, deliver=self._take, cancelled=self._end)
+        await self._channel.consume(self._queue, prefetch=MOST_RECORDS, deliver=self._take, cancelled=self._end)
 
     async def read_all(self) -> None:
         """Wait for one's turn and for all that was written before it, however long.  Raises ConnectionLost."""
-        header, knocked_at = header_table([(KNOCK, self._knock)]), float("-inf")
+        knocked_at = float("-inf")
         while not self._whole:
             if self.lost.is_set():
                 raise self._failure()
             if time.monotonic() - knocked_at > KNOCK_SECONDS:
                 knocked_at = time.monotonic()
+                header = header_table([(KNOCK, self._knock), (KNOCKED_AT, str(time.time()))])
                 await self.write([(header, b"")], deadline=knocked_at + KNOCK_SECONDS)
             else:
                 await self._wait(KNOCK_SECONDS)
@@ -109,7 +114,7 @@ class Journal:
 
     async def flush(self) -> None:
         """Wait until the broker has heard of what was removed."""
-        await self._channel.flush(0)
+        await self._channel.flush(MOST_RECORDS)
 
     def _take(self, received: Received) -> None:
         knock = received.headers.get(KNOCK)
@@ -117,6 +122,8 @@ class Journal:
             self._came(received)
         elif knock == self._knock:
             self._whole = True
+            self._done.append(received.tag)
+        elif _age(received) > FORGOTTEN_SECONDS:
             self._done.append(received.tag)
         else:
             self._knocks[received.tag] = time.monotonic()
@@ -128,6 +135,14 @@ class Journal:
 
     def _failure(self) -> ConnectionLost:
         return ConnectionLost(f"{self._queue}: {self._channel.lost or 'the queue is gone, or its leader'}")
+
+
+def _age(received: Received) -> float:
+    at = received.headers.get(KNOCKED_AT)
+    try:
+        return time.time() - float(at) if isinstance(at, str) else 0.0
+    except ValueError:
+        return 0.0
 
 
 @asynccontextmanager

@@ -33,7 +33,8 @@ class Linked:
     @property
     def is_alive(self) -> bool:
         """Whether it is worth trying; one that confirms nothing for long may be on a node without the others."""
-        return self.channel.lost is None and self.channel.silent_seconds < SILENT_SECONDS
+        works = self.channel.lost is None and self.connection.is_opened
+        return works and self.channel.silent_seconds < SILENT_SECONDS
 
 
 class Link:
@@ -53,7 +54,7 @@ class Link:
             return self._linked
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._linking:
-                if self._linked is None or not self._linked.is_alive:
+                if not await self._is_usable():
                     await self.close()
                     await self.open()
         except TimeoutError as error:
@@ -61,6 +62,13 @@ class Link:
         if self._linked is None:
             raise AssertionError("opened a moment ago, in the same turn of the loop")
         return self._linked
+
+    async def _is_usable(self) -> bool:
+        """During an alarm it is silent for long, and what it holds would be read after what another one sends."""
+        linked = self._linked
+        if linked is None or linked.channel.lost is not None or not linked.connection.is_opened:
+            return False
+        return linked.is_alive or await is_blocked(linked.connection)
 
     async def open(self) -> None:
         """Connect.  Raises BrokerUnavailable.  Cancelled: nothing stays open."""

@@ -24,6 +24,7 @@ ALSO_WRITTEN = frozenset({ATTRIBUTE + "specversion"})
 PARTITION_KEY = ATTRIBUTE + "partitionkey"
 BROKERS = ("x-death", "x-delivery-count", "x-acquired-count", "x-first-death-", "x-last-death-", "x-opt-", "x-stream-")
 """What RabbitMQ writes into a message, by how it begins."""
+LONGEST_READABLE, MOST_READABLE = 400, 50
 ACTED_ON = frozenset({"CC", "BCC"})
 """What RabbitMQ takes for more addresses of a message."""
 
@@ -105,5 +106,6 @@ def own_headers(headers: Mapping[str, object]) -> dict[str, object]:
 
 
 def readable(headers: Mapping[str, object]) -> dict[str, str]:
-    """All headers of one that is no message, for people."""
-    return {name: value if isinstance(value, str) else repr(value) for name, value in headers.items()}
+    """All headers of one that is no message, for people; few enough for a dead letter."""
+    texts = {name: value if isinstance(value, str) else repr(value) for name, value in headers.items()}
+    return {name: text[:LONGEST_READABLE] for name, text in list(texts.items())[:MOST_READABLE]}
