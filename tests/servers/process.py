@@ -35,7 +35,7 @@ class ServerProcess:
         self, name: str, folder: Path, command: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
         self.name, self.folder = name, folder
-        self._command, self._environment = list(command), {**os.environ, **(environment or {})}
+        self.command, self.environment = list(command), {**os.environ, **(environment or {})}
         self._pid_file = folder / "pid"
 
     @property
@@ -49,9 +49,9 @@ class ServerProcess:
             return
         with open(self.folder / "log", "ab") as log:
             subprocess.run(
-                ["/usr/bin/setsid", "--fork", "/bin/sh", "-c", 'echo $$ > pid; exec "$@"', "sh", *self._command],
+                ["/usr/bin/setsid", "--fork", "/bin/sh", "-c", 'echo $$ > pid; exec "$@"', "sh", *self.command],
                 cwd=self.folder,
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -52,7 +52,8 @@ ERLANG_OPTIONS = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 LOAD_PLUGIN_FIRST = "-eval application:load(rabbitmq_management_agent)"
 
 # The nodes form the cluster one after the other, under a lock; the first finds nobody and need not look for long.
-# A minority pauses, as is advised for three nodes; a node whose disk or memory runs short would block publishers.
+# A node that was frozen for more than a minute comes back by itself with autoheal, never with pause_minority.
+# The limits are low because a node that thinks that memory or disk run short blocks its publishers.
 SETTINGS = """\
 listeners.tcp.1 = 127.0.0.1:{plain}
 listeners.ssl.1 = 127.0.0.1:{secure}
@@ -203,7 +204,8 @@ class RabbitmqCluster(Cluster):
             return False
 
     def _nodes_seen(self, url: str) -> int:
-        return sum(node["running"] for node in _ask(url, "nodes"))
+        """How many run, and have not lost sight of another one."""
+        return sum(node["running"] and not node.get("partitions") for node in _ask(url, "nodes"))
 
     def _nothing_lacks(self) -> bool:
         """Whether every queue would survive the loss of one node, unless it is made to be on fewer than three."""
