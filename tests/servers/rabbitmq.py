@@ -53,7 +53,7 @@ LOAD_PLUGIN_FIRST = "-eval application:load(rabbitmq_management_agent)"
 
 # The nodes form the cluster one after the other, under a lock; the first finds nobody and need not look for long.
 # A node that was frozen for more than a minute comes back by itself with autoheal, never with pause_minority.
-# The limits are low because a node that thinks that memory or disk run short blocks its publishers.
+# The limits of memory and disk are what no busy machine comes near: a node that does blocks every publisher.
 SETTINGS = """\
 listeners.tcp.1 = 127.0.0.1:{plain}
 listeners.ssl.1 = 127.0.0.1:{secure}
