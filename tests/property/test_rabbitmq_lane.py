@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -47,11 +48,11 @@ class Queue:
         while (self.returned or self.ready) and len(self.unacknowledged) < PREFETCH:
             truth, tag = (self.returned or self.ready).popleft(), next(self.tags)
             self.unacknowledged[tag] = truth
-            window.take_in(Received(tag, truth.redelivered, None, {}, b""), truth.message, NONE, now=now)
-            for behind in window.behind_renewed():
-                self.requeue(behind)
+            if window.take_in(Received(tag, truth.redelivered, None, {}, b""), truth.message, NONE, now=now):
+                self.acknowledge(*window.acks())
 
-    def acknowledge(self, up_to: int | None, tags: list[int]) -> None:
+    def acknowledge(self, up_to: int | None, alone: Sequence[int]) -> None:
+        tags = list(alone)
         if up_to is not None:
             assert up_to in self.unacknowledged, "the broker closes the channel for an unknown tag"
             tags = [tag for tag in self.unacknowledged if tag <= up_to] + tags
@@ -64,6 +65,11 @@ class Queue:
         truth.redelivered = True
         self.returned.append(truth)
 
+    def take_back_silently(self) -> None:
+        """The channel goes on counting its tags; what is acknowledged by an old one is ignored."""
+        for tag in list(self.unacknowledged):
+            self.requeue(tag)
+
     def give_back_all(self) -> None:
         for tag in list(self.unacknowledged):
             self.requeue(tag)
@@ -75,7 +81,7 @@ class Member:
 
     def __init__(self, queue: Queue, truths: dict[str, Truth], now: float) -> None:
         self.queue, self.truths, self.now = queue, truths, now
-        self.window = LaneWindow(queue.ledger, suspicious=queue.opened, wall_ahead=1e9)
+        self.window = LaneWindow(dict(queue.ledger), suspicious=queue.opened, wall_ahead=1e9)
         self.hands = itertools.count(1)
         self.out: list[tuple[Entry[Held], int]] = []
         queue.opened = True
@@ -112,7 +118,7 @@ class Member:
             return
         entry = lots.choice(held)
         truth = self.truths[entry.content.message.id]
-        match lots.choice(["ack", "ack", "ack", "retry", "release", "begin", "expire", "renew", "take"]):
+        match lots.choice(["ack", "ack", "ack", "retry", "release", "begin", "expire", "renew", "blip", "take"]):
             case "ack":
                 truth.done = True
                 self.window.finish(entry)
@@ -135,8 +141,12 @@ class Member:
                     mine.crashes, mine.begun = mine.crashes + mine.begun, False
                 self.window.expire(self.now)
             case "renew":
-                for tag in self.window.to_renew(self.now - lots.choice([0.0, 5.0])):
-                    self.queue.requeue(tag)
+                self.write()
+                self.window.renew()
+                self.queue.give_back_all()
+            case "blip":  # the broker takes everything back, and gives it to the same consumer, telling nobody
+                if self.window.caught_up:
+                    self.queue.take_back_silently()
             case "take":
                 self.take(lots.randint(1, 5))
         self.write()
@@ -154,7 +164,7 @@ class Member:
         changed, ended = self.window.changes()
         self.queue.ledger |= changed
         up_to, tags = self.window.acks()
-        self.queue.acknowledge(up_to, list(tags))
+        self.queue.acknowledge(up_to, tags)
         for name in ended:
             self.queue.ledger.pop(name, None)
 

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from reliamq import Backoff
 from reliamq.database import open_engine
 from reliamq.publishing import ConfirmingPublisher
 from reliamq.spi import BrokerUnavailable, InDoubt
@@ -237,11 +238,14 @@ async def test_while_an_alarm_is_on_workers_work_off_what_is_there_also_those_th
     """C1: who publishes is not read by the broker, who acknowledges must be, or the alarm would never end."""
     app = make_app(on_rabbitmq(rabbitmq), tmp_path, shares=LANES, request_timeout_seconds=3)
     orders = app.topic(topic, Order, key=lambda order: order.account)
-    runs = Counter[int]()
+    runs, failed = Counter[int](), set[int]()
     hurry = anyio.Event()
 
-    @app.handler(orders, group="g", effects="repeatable", concurrency=4)
+    @app.handler(orders, group="g", effects="repeatable", concurrency=4, retry=Backoff(first=timedelta(seconds=0.1)))
     async def handle(order: Order) -> None:
+        if order.number % 10 == 3 and order.number not in failed:
+            failed.add(order.number)
+            raise ValueError("once")
         runs[order.number] += 1
         with anyio.move_on_after(0.2):
             await hurry.wait()
@@ -261,6 +265,7 @@ async def test_while_an_alarm_is_on_workers_work_off_what_is_there_also_those_th
             await eventually(lambda: len(runs) == 220)
 
     assert set(runs.values()) == {1}
+    assert len(failed) == 22
 
 
 async def test_a_node_that_freezes_costs_a_heartbeat_and_no_message(

@@ -29,7 +29,7 @@ from reliamq_rabbitmq.wire.channel import Fate, Outgoing, Received
 from reliamq_rabbitmq.wire.connection import FAILURES, answered, unavailable
 from reliamq_rabbitmq.wire.frames import media_type
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
-from reliamq_rabbitmq.wire.link import Link, open_link
+from reliamq_rabbitmq.wire.link import Link, Linked, open_link
 from reliamq_rabbitmq.wire.records import OURS, headers_of, message_of, own_headers
 
 __all__ = ["RabbitmqDeadLetters", "open_dead_letters"]
@@ -73,13 +73,24 @@ class RabbitmqDeadLetters:
                 detail = f"a text of it cannot be stored: {error}"
                 outcomes[index] = Rejection(record.message.id, RejectionReason.INVALID, detail, error)
         fates = await linked.channel.publish(list(outgoing.values()), deadline=deadline)
-        if Fate.RETURNED in fates:  # the queue is gone, with what was in it
-            logger.error("%s was deleted, and is declared again", DEAD_LETTERS)
-            await _declare(linked.connection, self._settings)
-            fates = await linked.channel.publish(list(outgoing.values()), deadline=deadline)
+        if Fate.RETURNED in fates:
+            fates = await self._send_again(linked, list(outgoing.values()), fates, deadline)
         for index, fate in zip(outgoing, fates, strict=True):
             outcomes[index] = _outcome(records[index].message.id, fate)
         return [outcomes[index] for index in range(len(records))]
+
+    async def _send_again(
+        self, linked: Linked, outgoing: Sequence[Outgoing], fates: Sequence[Fate], deadline: float
+    ) -> Sequence[Fate]:
+        """The queue is gone, with what was in it."""
+        logger.error("%s was deleted, and is declared again", DEAD_LETTERS)
+        try:
+            await _declare(linked.connection, self._settings)
+        except FAILURES as error:
+            raise unavailable(self._settings, f"declaring {DEAD_LETTERS}", error) from error
+        returned = [one for one, fate in zip(outgoing, fates, strict=True) if fate is Fate.RETURNED]
+        again = iter(await linked.channel.publish(returned, deadline=deadline))
+        return [next(again) if fate is Fate.RETURNED else fate for fate in fates]
 
     async def find(
         self, *, topic: str | None = None, group: str | None = None, message_id: str | None = None, limit: int = 100

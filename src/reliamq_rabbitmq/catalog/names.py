@@ -9,12 +9,12 @@ with the attempts of the lane's messages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
 from reliamq.spi import ConfigurationError
-from reliamq_rabbitmq.wire.frames import LONGEST_SHORT
 
 __all__ = [
     "DEAD_LETTERS",
@@ -48,18 +48,25 @@ GROUP_SIZE = "x-quorum-initial-group-size"
 DIGITS = 6
 LANE_COUNTS = tuple(1 << bits for bits in range(DIGITS + 1))
 ROUTING_KEYS = tuple(".".join(f"{number:0{DIGITS}b}") for number in range(1 << DIGITS))
+CHARACTERS = re.compile(r"[a-zA-Z0-9_.:#,+-]*")
+LONGEST_EXCHANGE = 127
+"""Both are pamqp's, which is stricter than RabbitMQ (255 bytes of UTF-8)."""
+ROOM = LONGEST_EXCHANGE - len("@/lanes/64")
 NO_DELIVERY_LIMIT = 1_000_000_000
 """RabbitMQ 4 drops what was delivered 20 times, unless a limit is set; earlier versions have no word for none."""
 
 
 def check_names(topic: str, group: str = "") -> None:
-    """Raise ConfigurationError where AMQP cannot hold the names that they lead to."""
-    longest = ledger_queue(topic, group, LANE_COUNTS[-1] - 1)
-    if len(longest.encode()) > LONGEST_SHORT:
-        room = LONGEST_SHORT - len(ledger_queue("", "", LANE_COUNTS[-1] - 1))
-        together = len((topic + group).encode())
+    """Raise ConfigurationError where AMQP, or the client, cannot carry the names that they lead to."""
+    for what, name in (("topic", topic), ("group", group)):
+        if not CHARACTERS.fullmatch(name):
+            raise ConfigurationError(
+                f"{what} '{name}': RabbitMQ's client knows names of letters, digits and -_.:#,+ only"
+            )
+    if len(topic) + len(group) > ROOM:
+        taken = len(topic) + len(group)
         raise ConfigurationError(
-            f"topic '{topic}' and group '{group}' have {together} bytes together; RabbitMQ's names have room for {room}"
+            f"topic '{topic}' and group '{group}' have {taken} characters; RabbitMQ's client has room for {ROOM}"
         )
 
 

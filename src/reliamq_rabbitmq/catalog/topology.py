@@ -32,7 +32,7 @@ from reliamq_rabbitmq.catalog.names import (
 )
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, open_channel
-from reliamq_rabbitmq.wire.connection import answered, short_channel
+from reliamq_rabbitmq.wire.connection import answered, close_channel, short_channel
 
 __all__ = ["Topology", "count_lanes", "exchange_exists", "open_topology"]
 
@@ -46,6 +46,10 @@ class Topology:
     def __init__(self, connection: Connection, settings: RabbitmqSettings, channel: Channel) -> None:
         self._connection, self._settings, self._channel = connection, settings, channel
         self._seconds = settings.request_timeout_seconds
+
+    async def close(self) -> None:
+        """The channel that took the place of the first one."""
+        await close_channel(self._channel)
 
     async def topic(self, topic: str) -> None:
         """The topic's exchange, and the queue of its facts."""
@@ -120,7 +124,11 @@ def _digit(step: int, digit: str) -> str:
 async def open_topology(connection: Connection, settings: RabbitmqSettings) -> AsyncIterator[Topology]:
     """A channel to declare on."""
     async with short_channel(connection, settings) as channel:
-        yield Topology(connection, settings, channel)
+        topology = Topology(connection, settings, channel)
+        try:
+            yield topology
+        finally:
+            await topology.close()
 
 
 async def exchange_exists(connection: Connection, settings: RabbitmqSettings, name: str) -> bool:

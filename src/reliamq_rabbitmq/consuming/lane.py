@@ -19,23 +19,26 @@ from aiormq.connection import Connection
 from reliamq.spi import Message
 from reliamq_rabbitmq.catalog.names import lane_queue, ledger_queue
 from reliamq_rabbitmq.consuming.ledger import Ledger, NotWritten
-from reliamq_rabbitmq.consuming.window import Held, LaneWindow
+from reliamq_rabbitmq.consuming.window import LaneWindow
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
-from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Received
-from reliamq_rabbitmq.wire.connection import answered, short_channel
+from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Received, open_channel
+from reliamq_rabbitmq.wire.connection import answered, close_channel
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
 from reliamq_rabbitmq.wire.link import Linked, is_blocked
 from reliamq_rabbitmq.wire.records import message_of, readable
 
-__all__ = ["Held", "Lane"]
+__all__ = ["Lane"]
 
 logger = logging.getLogger("reliamq.rabbitmq")
 HANDOVER_SECONDS = 30.0
 """How long a lane that is wanted elsewhere waits for the handlers that have started."""
-BLOCKED_SECONDS = 2.0
 SETTLE_SECONDS = 2.0
 """And for what was handed out and has not started; the core gives that back as soon as it comes to it."""
+BLOCKED_SECONDS = 2.0
+"""How long a knock may take before an alarm is thought of; and how often its end is looked for."""
+RENEWED_SECONDS = 30.0
+"""How long what is renewed may take to come again."""
 
 
 class Lane:
@@ -64,6 +67,7 @@ class Lane:
         self._ledger = Ledger(settings.request_timeout_seconds)
         self._channel: Channel | None = None
         self._writing = asyncio.Lock()
+        self._writes = set[asyncio.Task[None]]()
         self._ended, self._woken = asyncio.Event(), asyncio.Event()
         self.window: LaneWindow | None = None
         self.retiring = self.stopping = False
@@ -74,43 +78,38 @@ class Lane:
     async def hold(self) -> None:
         """Take it, have it until it is retired, and hand it over.
 
-        Raises ConnectionLost, TimeoutError and the client's errors when it is lost.  Cancelled: as when the process
-        dies; whoever comes next suspects what it had.
+        Raises ConnectionLost, TimeoutError, NotWritten and the client's errors when it is lost.  Cancelled: as when the
+        process dies; whoever comes next suspects what it had.
         """
         queue, writer = ledger_queue(self._topic, self._group, self.number), self._writer.channel
-        try:
-            async with open_journal(self._connection, self._settings, queue, self._ledger.came, writer) as journal:
-                if not await self._has_turn(journal):
-                    return
-                suspicious = self._ledger.crashed
-                await self._ledger.open(journal, writable=not await is_blocked(self._writer.connection))
-                ahead = time.time() - time.monotonic()
-                window = LaneWindow(self._ledger.restored, suspicious=suspicious, wall_ahead=ahead)
-                async with short_channel(self._connection, self._settings) as channel:
-                    await self._serve(channel, journal, window)
-        finally:
-            self.window = self._channel = None
-            self._changed()
+        async with open_journal(self._connection, self._settings, queue, self._ledger.came, writer) as journal:
+            if not await self._has_turn(journal):
+                return
+            lost = asyncio.ensure_future(journal.lost.wait())
+            lost.add_done_callback(lambda _: self._end())
+            try:
+                await self._serve(journal)
+            finally:
+                lost.cancel()
 
     async def _has_turn(self, journal: Journal) -> bool:
-        """Wait for one's turn; False if it is no more wanted by then."""
-        while not self.retiring:
-            reading, ended = asyncio.ensure_future(self._read(journal)), asyncio.ensure_future(self._ended.wait())
-            try:
-                await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if reading.done():
-                    reading.result()
-                    return not self.retiring
-            finally:
-                reading.cancel()
-                ended.cancel()
-        return False
+        """Wait for one's turn and read the ledger; False if the lane is no more wanted by then."""
+        reading, ended = asyncio.ensure_future(self._read(journal)), asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+            return reading.done() and not self.retiring
+        finally:
+            reading.cancel()
+            ended.cancel()
 
     async def _read(self, journal: Journal) -> None:
-        """The ledger, whole.
+        """The ledger, whole, unless an alarm is on.
 
-        While an alarm keeps what publishes from being read, no knock comes back; but whoever works off what is there
-        helps to end the alarm.  Then the lane's own single active consumer alone keeps two members apart.
+        Then no knock comes back, because the broker reads nothing from who publishes; but whoever works off what is
+        there helps to end it.  The lane's own single active consumer alone keeps two members apart then, what comes of
+        the ledger is known and not removed, and it is read whole when the alarm is over.
         """
         reading = asyncio.ensure_future(journal.read_all())
         try:
@@ -119,45 +118,36 @@ class Lane:
                     await journal.read_until_quiet(BLOCKED_SECONDS)
                     return
             reading.result()
+            await self._ledger.open(journal)
         finally:
             reading.cancel()
 
-    async def _serve(self, channel: Channel, journal: Journal, window: LaneWindow) -> None:
-        self._channel, self.window = channel, window
-        queue = lane_queue(self._topic, self._group, self.number)
-        lost = asyncio.ensure_future(journal.lost.wait())
-        lost.add_done_callback(lambda _: self._end())
+    async def _serve(self, journal: Journal) -> None:
+        ahead = time.time() - time.monotonic()
+        window = LaneWindow(self._ledger.restored, suspicious=self._ledger.crashed, wall_ahead=ahead)
         try:
-            await answered(
-                channel.consume(queue, prefetch=self._settings.prefetch, deliver=self._take_in, cancelled=self._end),
-                self._settings.request_timeout_seconds,
-            )
-            await self._renew_until_ended()
-            if not self.retiring or channel.lost is not None or journal.lost.is_set():
-                raise ConnectionLost(f"{queue}: {channel.lost or 'the broker ended its consumer'}")
+            self.window = window  # from now on something may come
+            await self._consume()
+            await self._tend(journal, window)
+            if not self.retiring or self._lost is not None or journal.lost.is_set():
+                raise ConnectionLost(f"lane {self.number}: {self._lost or 'the broker ended its consumer'}")
             await self._hand_over(window)
         finally:
-            lost.cancel()
+            self.window = None
+            self._changed()
+            if self._channel is not None:
+                await close_channel(self._channel)
 
-    async def _renew_until_ended(self) -> None:
-        """What is not acknowledged for long, the broker takes back; so it is given back and taken again."""
-        share = self._settings.ack_timeout_seconds / 4
-        while not self._ended.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(share):
-                    await self._woken.wait()
-            self._woken.clear()
-            async with self._writing:
-                with suppress(NotWritten):  # later, then
-                    await self._renew(time.monotonic() - 2 * share)
+    @property
+    def _lost(self) -> str | None:
+        return self._channel.lost if self._channel is not None else "closed"
 
-    async def _renew(self, before: float) -> None:
-        window, channel = self.window, self._channel
-        if window is None or channel is None or self._ended.is_set():
-            return
-        for tag in (*window.to_renew(before), *window.behind_renewed()):
-            await channel.requeue(tag)
-        await self._ledger.renew(before)
+    async def _consume(self) -> None:
+        seconds = self._settings.request_timeout_seconds
+        self._channel = channel = await answered(open_channel(self._connection), seconds)
+        queue, prefetch = lane_queue(self._topic, self._group, self.number), self._settings.prefetch
+        consuming = channel.consume(queue, prefetch=prefetch, deliver=self._take_in, cancelled=self._end)
+        await answered(consuming, seconds)
 
     def _end(self) -> None:
         self._ended.set()
@@ -169,6 +159,58 @@ class Lane:
             self.retiring = True
             self._end()
             self.settled.set()
+
+    def lose(self) -> None:
+        """What it is in is unknown: let it be taken anew."""
+        self._end()
+
+    # --- while it is had -------------------------------------------------------------------------------------------
+
+    async def _tend(self, journal: Journal, window: LaneWindow) -> None:
+        """Until it ends: finish what an alarm put off, and renew what is old.
+
+        What is not acknowledged for long, the broker takes back; so it is given back before that, and taken again.
+        """
+        share = self._settings.ack_timeout_seconds / 4
+        while not self._ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(share if self._is_written(window) else BLOCKED_SECONDS):
+                    await self._woken.wait()
+            self._woken.clear()
+            if self._ended.is_set():
+                return
+            with suppress(NotWritten):  # later, then
+                await self._catch_up(journal, window)
+                await self._renew(window, time.monotonic() - 2 * share)
+
+    def _is_written(self, window: LaneWindow) -> bool:
+        return self._ledger.is_open and not window.owes_ledger
+
+    async def _catch_up(self, journal: Journal, window: LaneWindow) -> None:
+        if not self._ledger.is_open and not await is_blocked(self._writer.connection):
+            await answered(journal.read_all(), self._settings.request_timeout_seconds)
+            await self._ledger.open(journal)
+            window.suspicious = window.suspicious or self._ledger.crashed
+        await self.write()
+
+    async def _renew(self, window: LaneWindow, before: float) -> None:
+        await self._ledger.renew(before)
+        if not window.is_old(before):
+            return
+        async with self._writing:
+            await self._acknowledge(window)
+            window.renew()
+            if self._channel is not None:
+                await close_channel(self._channel)
+            # Nobody else consumes the lane: the broker gives back all of it, in order, and to this member
+            await self._consume()
+        asyncio.get_running_loop().call_later(RENEWED_SECONDS, self._check_renewed, window)
+
+    def _check_renewed(self, window: LaneWindow) -> None:
+        """Somebody else has got it, if something did not come again."""
+        if window is self.window and window.is_renewing(time.monotonic() - RENEWED_SECONDS / 2):
+            logger.error("lane %d of group '%s': what was renewed does not come again", self.number, self._group)
+            self.lose()
 
     async def _hand_over(self, window: LaneWindow) -> None:
         await self._wait_for_handlers(window)
@@ -220,26 +262,46 @@ class Lane:
     # --- what goes to the broker -----------------------------------------------------------------------------------
 
     async def write(self) -> None:
-        """Bring to the broker what the window says.
+        """Bring to the broker what the window says: acknowledgements, and attempts into the ledger.
 
-        Acknowledgements first, because they get through when nothing can be written.  Raises ConnectionLost,
-        TimeoutError: the lane is lost then; NotWritten: the ledger does not have all yet.  Cancelled: some is there.
+        During an alarm nothing can be written: attempts are kept here until it is over, and a crash forgets them.
+        Raises ConnectionLost, TimeoutError: the lane is lost then; NotWritten: the ledger does not have all yet.
+        Cancelled: it is written all the same.
         """
+        writing = asyncio.ensure_future(self._write())
+        self._writes.add(writing)  # the event loop itself would forget it
+        writing.add_done_callback(self._written)
+        await asyncio.shield(writing)
+
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        self._writes.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # who waits hears of it; where nobody does any more, the lane's end is known otherwise
+
+    async def _write(self) -> None:
         async with self._writing:
-            window, channel = self.window, self._channel
-            if window is None or channel is None:
+            window = self.window
+            if window is None:
                 raise ConnectionLost("the lane is not this member's any more")
-            up_to, tags = window.acks()
-            if up_to is not None or tags:
-                await channel.ack(tags, up_to=up_to)
-                await answered(channel.flush(self._settings.prefetch), self._settings.request_timeout_seconds)
+            await self._acknowledge(window)
             changed, ended = window.changes()
+            if not changed and not ended:
+                return
             try:
-                await self._ledger.write(changed, ended)
+                if self._ledger.is_open and not (changed and await is_blocked(self._writer.connection)):
+                    await self._ledger.write(changed, ended)
+                else:
+                    window.not_written(changed, ended)
             except BaseException:
                 window.not_written(changed, ended)
                 raise
 
-    def lose(self) -> None:
-        """What it is in is unknown: let it be taken anew."""
-        self._end()
+    async def _acknowledge(self, window: LaneWindow) -> None:
+        """When it returns, the broker's channel has them; whether the queue's members do, AMQP does not tell."""
+        channel = self._channel
+        if channel is None:
+            raise ConnectionLost("the lane is not this member's any more")
+        up_to, tags = window.acks()
+        if up_to is not None or tags:
+            await channel.ack(tags, up_to=up_to)
+            await answered(channel.flush(self._settings.prefetch), self._settings.request_timeout_seconds)

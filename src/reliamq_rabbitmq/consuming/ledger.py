@@ -13,7 +13,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from reliamq_rabbitmq.wire.attempts import Attempts
-from reliamq_rabbitmq.wire.channel import ConnectionLost, Fate, Received
+from reliamq_rabbitmq.wire.channel import Fate, Received
+from reliamq_rabbitmq.wire.connection import answered
 from reliamq_rabbitmq.wire.frames import header_table
 from reliamq_rabbitmq.wire.journal import Journal
 from reliamq_rabbitmq.wire.records import OURS
@@ -59,7 +60,7 @@ class Ledger:
             return
         try:
             name, attempts = Attempts.read(received.body)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             logger.error("a ledger holds a record that reliamq did not write; it is removed: %r", error)
             self._old.append(received.tag)
             return
@@ -86,14 +87,15 @@ class Ledger:
 
     # --- what is written -------------------------------------------------------------------------------------------
 
-    async def open(self, journal: Journal, *, writable: bool) -> None:
-        """All was read: from here on messages may be handed out.  Raises ConnectionLost.
-
-        writable: False while nothing can be written; the open record is written later, by :meth:`renew`.
-        """
+    async def open(self, journal: Journal) -> None:
+        """All was read: from here on messages may be handed out.  Raises NotWritten."""
+        await self._write_open(journal)
         self._journal, self._reading = journal, False
-        if writable:
-            await self._write_open(journal)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all was read, and something can be written."""
+        return self._journal is not None
 
     async def _write_open(self, journal: Journal) -> None:
         await self._confirmed(journal, [(header_table([(OPEN, self._session)]), b"")])
@@ -102,13 +104,10 @@ class Ledger:
         self._opened.clear()
 
     async def write(self, changed: Mapping[str, Attempts], ended: Sequence[str]) -> None:
-        """Write what has changed, then remove what is replaced or over.  Raises ConnectionLost, NotWritten.
-
-        Cancelled: some is written.
-        """
+        """Write what has changed, then remove what is replaced or over.  Raises ConnectionLost, NotWritten."""
         journal = self._journal
         if journal is None:
-            raise ConnectionLost("the lane's ledger was not read yet")
+            raise NotWritten("the lane's ledger was not read yet")
         if changed:
             self._latest.update(changed)
             await self._confirmed(journal, [(NO_HEADERS, one.record(name)) for name, one in changed.items()])
@@ -128,14 +127,19 @@ class Ledger:
                 raise NotWritten(f"a record of the lane's ledger was not confirmed: {fate.value}")
 
     async def renew(self, before: float) -> None:
-        """Write records again that came before that: the broker takes back what is not acknowledged for long."""
-        journal = self._journal
-        if journal is None:
+        """Have records that came before that come again: the broker takes back what is not acknowledged for long.
+
+        Nothing is written, so that it works in an alarm too.
+        """
+        if self._journal is None:
             return
-        await journal.tidy()
-        if self._own is None or self._own[1] < before:
-            await self._write_open(journal)
-        await self.write({name: self._latest[name] for name, (_, since) in self._tags.items() if since < before}, ())
+        await self._journal.tidy()
+        old = [tag for tag, since in self._tags.values() if since < before]
+        self._tags = {name: one for name, one in self._tags.items() if one[1] >= before}
+        if self._own is not None and self._own[1] < before:
+            old.append(self._own[0])
+            self._own = None
+        await self._journal.renew(old)
 
     async def close(self, suspects: Mapping[str, Attempts], *, clean: bool) -> None:
         """Say farewell.  suspects: what may still have been in a process that died.
@@ -148,4 +152,4 @@ class Ledger:
         await self.write(suspects, ())
         if clean and self._own is not None:
             await journal.remove([self._own[0]])
-        await journal.flush()
+        await answered(journal.flush(), self._seconds)

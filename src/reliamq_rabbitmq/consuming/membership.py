@@ -56,6 +56,7 @@ class Membership:
         self._wanted = asyncio.Event()
         self._receivers, self._asked_at = 0, time.monotonic()
         self._failure: BrokerUnavailable | None = None
+        self._had_lanes = False
 
     # --- who asks --------------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class Membership:
         pause = REJOIN_SECONDS
         while True:
             await self._wanted.wait()
-            began = time.monotonic()
+            began, self._had_lanes = time.monotonic(), False
             try:
                 await self._join()
             except (*FAILURES, BrokerUnavailable) as error:
@@ -108,7 +109,7 @@ class Membership:
             else:
                 continue
             self.changed.set()
-            went_well = time.monotonic() - began > LONGEST_REJOIN_SECONDS
+            went_well = self._had_lanes or time.monotonic() - began > LONGEST_REJOIN_SECONDS
             pause = REJOIN_SECONDS if went_well else min(2 * pause, LONGEST_REJOIN_SECONDS)
             await asyncio.sleep(pause)
 
@@ -123,7 +124,7 @@ class Membership:
             if not count:
                 raise BrokerUnavailable(self._settings.url, f"{self._label} is not declared")
             self.ladder = Ladder(writer, self._settings)
-            async with open_roster(connection, writer.channel, self._settings, self._topic, self._group) as roster:
+            async with open_roster(connection, writer, self._settings, self._topic, self._group) as roster:
                 await self._be_member(connection, writer, roster, count)
 
     async def _be_member(self, connection: Connection, writer: Linked, roster: Roster, count: int) -> None:
@@ -164,6 +165,7 @@ class Membership:
     async def _hold(self, connection: Connection, lane: Lane, count: int) -> None:
         try:
             await lane.hold()
+            self._had_lanes = True
         except ChannelNotFoundEntity as error:
             logger.error(
                 "%s: a queue of lane %d is gone, with what was in it; it is declared again: %s",
@@ -173,6 +175,7 @@ class Membership:
         except (*FAILURES, NotWritten) as error:
             if not lane.retiring:
                 logger.warning("%s: lane %d is lost, taking it again: %s", self._label, lane.number, error)
+                self._failure = unavailable(self._settings, f"lane {lane.number} of {self._label}", error)
                 await asyncio.sleep(REJOIN_SECONDS)
         except Exception:
             logger.exception("%s: lane %d failed, taking it again", self._label, lane.number)

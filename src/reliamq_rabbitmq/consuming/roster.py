@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -21,9 +22,11 @@ from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Outgoing, Received
 from reliamq_rabbitmq.wire.connection import FAILURES, answered, short_channel
 from reliamq_rabbitmq.wire.frames import header_table, media_type
+from reliamq_rabbitmq.wire.link import Linked, is_blocked
 
 __all__ = ["Roster", "open_roster"]
 
+logger = logging.getLogger("reliamq.rabbitmq")
 BEAT_SECONDS = 1.0
 """With up to ten members; with more, each is heard less often, so that the broker does not carry more for it."""
 MEMBERS_PER_BEAT = 10
@@ -37,7 +40,7 @@ class Roster:
     channel: to hear on.  writer: to tell on.  changed: set whenever a share may be another.
     """
 
-    def __init__(self, channel: Channel, writer: Channel, exchange: str, settings: RabbitmqSettings) -> None:
+    def __init__(self, channel: Channel, writer: Linked, exchange: str, settings: RabbitmqSettings) -> None:
         self._channel, self._writer, self._exchange, self._settings = channel, writer, exchange, settings
         self._me = (time.time(), str(uuid.uuid4()))
         self._heard: dict[tuple[float, str], float] = {self._me: float("inf")}
@@ -50,11 +53,15 @@ class Roster:
         return frozenset(range(members.index(self._me), lanes, len(members)))
 
     def _hear(self, received: Received) -> None:
-        word = json.loads(received.body)
-        member = (float(word["since"]), str(word["id"]))
+        try:
+            word = json.loads(received.body)
+            member, left = (float(word["since"]), str(word["id"])), bool(word["left"])
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s: a word that no member said: %r", self._exchange, error)
+            return
         if member == self._me:
             return
-        if word["left"]:
+        if left:
             gone = self._heard.pop(member, None)
             if gone is not None:
                 self.changed.set()
@@ -76,8 +83,9 @@ class Roster:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._beat):
                     await self._answer.wait()
-            self._forget_silent()
-            if lost := self._channel.lost or self._writer.lost:
+            if not await is_blocked(self._writer.connection):  # else nobody can be heard
+                self._forget_silent()
+            if lost := self._channel.lost or self._writer.channel.lost:
                 raise ConnectionLost(f"the roster: {lost}")
 
     def _forget_silent(self) -> None:
@@ -91,12 +99,12 @@ class Roster:
         # without this member for a while, and waits for its lanes in vain
         word = json.dumps({"since": self._me[0], "id": self._me[1], "left": left}).encode()
         outgoing = Outgoing(self._exchange, "", JSON, NO_HEADERS, word)
-        await self._writer.publish([outgoing], deadline=time.monotonic() + self._beat)
+        await self._writer.channel.publish([outgoing], deadline=time.monotonic() + self._beat)
 
     async def join(self) -> None:
         """Hear the others from now on."""
         seconds = self._settings.request_timeout_seconds
-        queue = f"{self._exchange}/{self._me[1]}"
+        queue = f"reliamq.member-{self._me[1]}"
         await answered(self._channel.queue_declare(queue, exclusive=True, auto_delete=True), seconds)
         await answered(self._channel.queue_bind(queue, self._exchange), seconds)
         await answered(self._channel.listen(queue, deliver=self._hear, cancelled=self.changed.set), seconds)
@@ -109,7 +117,7 @@ class Roster:
 
 @asynccontextmanager
 async def open_roster(
-    connection: Connection, writer: Channel, settings: RabbitmqSettings, topic: str, group: str
+    connection: Connection, writer: Linked, settings: RabbitmqSettings, topic: str, group: str
 ) -> AsyncIterator[Roster]:
     """Be heard of while the block runs.  Raises TimeoutError, the client's errors."""
     async with short_channel(connection, settings) as channel:

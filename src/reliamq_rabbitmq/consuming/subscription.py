@@ -19,10 +19,10 @@ import anyio
 
 from reliamq.spi import Ack, Delivery, Entry, Release, Retry, Room, Settlement
 from reliamq_rabbitmq.catalog.names import lane_queue
-from reliamq_rabbitmq.consuming.lane import Held, Lane
+from reliamq_rabbitmq.consuming.lane import Lane
 from reliamq_rabbitmq.consuming.ledger import NotWritten
 from reliamq_rabbitmq.consuming.membership import Membership
-from reliamq_rabbitmq.consuming.window import LaneWindow
+from reliamq_rabbitmq.consuming.window import Held, LaneWindow
 from reliamq_rabbitmq.delays.ladder import Postponement
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
@@ -133,10 +133,13 @@ class RabbitmqSubscription:
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Renew leases; nobody else is asked, because whoever has a lane has its messages."""
         until = time.monotonic() + self.lease_seconds
-        kept = [(delivery, held) for delivery in deliveries if (held := self._held(delivery))]
-        for _, (_, _, entry) in kept:
-            entry.until = until
-        return [delivery for delivery, _ in kept]
+        kept = []
+        for delivery in deliveries:
+            if held := self._held(delivery):
+                held[2].until = until
+            if held or _receipt(delivery) in self._applied:  # settled, and the broker does not know yet
+                kept.append(delivery)
+        return kept
 
     # --- settling --------------------------------------------------------------------------------------------------
 

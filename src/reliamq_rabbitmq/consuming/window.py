@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reliamq.spi import Entry, Message, Watermark, Window
-from reliamq_rabbitmq.wire.attempts import Attempts
+from reliamq_rabbitmq.wire.attempts import NONE, Attempts
 from reliamq_rabbitmq.wire.channel import Received
 
 __all__ = ["Held", "LaneWindow"]
@@ -28,7 +28,6 @@ class Held:
     """
 
     message: Message
-    received: Received
     tag: int
     since: float
 
@@ -36,60 +35,88 @@ class Held:
 class LaneWindow(Window[Held]):
     """One lane.
 
-    wall_ahead: seconds by which the wall clock, that is written down, is ahead of the monotonic one.
+    restored: attempts by message, as they were found; more may be added while the ledger is still read.
     suspicious: a member of it died; what the broker gave out before may have been in its process.
+    wall_ahead: seconds by which the wall clock, that is written down, is ahead of the monotonic one.
     """
 
-    def __init__(self, restored: Mapping[str, Attempts], *, suspicious: bool, wall_ahead: float) -> None:
+    def __init__(self, restored: dict[str, Attempts], *, suspicious: bool, wall_ahead: float) -> None:
         super().__init__()
-        self._wall_ahead = wall_ahead
-        self._restored, self._suspicious = dict(restored), suspicious
+        self._restored, self.suspicious, self._wall_ahead = restored, suspicious, wall_ahead
         self._positions = itertools.count(1)
         self._watermark = Watermark()
+        self._by_name: dict[str, list[Entry[Held]]] = {}  # unfinished; two where a message was published twice
         self._renewing: dict[str, list[Entry[Held]]] = {}
+        self._gone: set[int] = set()  # finished while they were renewed
         self._finished: list[int] = []
         self._changed: dict[str, Entry[Held]] = {}
         self._ended: list[str] = []
-        self._late: list[Entry[Held]] = []  # came while others were renewed
-        self._gone: set[int] = set()  # finished while they were renewed
         self.caught_up = False
         """Something came that nobody had before: all that came back has come."""
 
     # --- what comes ------------------------------------------------------------------------------------------------
 
     def take_in(self, received: Received, message: Message, carried: Attempts, *, now: float) -> bool:
-        """A delivery; whether it must be renewed.  carried: the attempts that it brings along.  now: monotonic."""
+        """A delivery; whether there is something to acknowledge by it.
+
+        carried: the attempts that it brings along.  now: monotonic.
+        """
         self._watermark.deliver(received.tag)
-        if received.redelivered and self._renewed(received, message, now):
-            return False
+        if received.redelivered and (known := self._known(message.id)) is not None:
+            return self._renewed(known, received.tag, now)
         if not received.redelivered and not self.caught_up:
             self.caught_up = True
             self._ended += self._restored  # of messages that are gone
             self._restored.clear()
-        entry = Entry(next(self._positions), message.key, message.size, Held(message, received, received.tag, now))
-        written = self._restored.pop(message.id, None)
-        known = written or carried
+        self._add(received, message, self._restored.pop(message.id, carried), now)
+        return False
+
+    def _known(self, name: str) -> Entry[Held] | None:
+        """The unfinished entry that has come again: renewed, or taken back by the broker and given anew to this very
+        consumer, of which it tells nobody.
+        """
+        renewing = self._renewing.get(name)
+        if renewing:
+            return renewing.pop(0)
+        known = self._by_name.get(name) if self.caught_up else None
+        return known[0] if known else None
+
+    def _renewed(self, entry: Entry[Held], tag: int, now: float) -> bool:
+        entry.content.tag, entry.content.since = tag, now
+        if entry.position not in self._gone:
+            return False
+        self._gone.discard(entry.position)  # finished meanwhile
+        self._acknowledge(entry)
+        return True
+
+    def _add(self, received: Received, message: Message, known: Attempts, now: float) -> None:
+        entry = Entry(next(self._positions), message.key, message.size, Held(message, received.tag, now))
         entry.failures, entry.crashes, entry.apart = known.failures, known.crashes + known.begun, known.apart
         due = known.due - self._wall_ahead
         waits = due > now  # then nobody has had it since its retry
         entry.due = due if waits else 0.0
-        entry.redelivered = not waits and ((self._suspicious and received.redelivered) or known.redelivered)
-        if self._renewing:
-            self._late.append(entry)
+        entry.redelivered = not waits and ((self.suspicious and received.redelivered) or known.redelivered)
+        self._by_name.setdefault(message.id, []).append(entry)
         self.add(entry, waits=entry.apart or (waits and entry.key is None))
-        return bool(self._late)
 
     # --- what goes to the broker -----------------------------------------------------------------------------------
 
     def note(self, entry: Entry[Held]) -> None:
         """Have its attempts written down, or struck out where there are none."""
-        self._changed[entry.content.message.id] = entry
+        first = self._by_name[entry.content.message.id][0]
+        if entry is first:  # of two copies the first is what a record is about
+            self._changed[entry.content.message.id] = entry
 
     def forget(self, entry: Entry[Held]) -> None:
         """It is finished."""
         self._acknowledge(entry)
-        self._changed.pop(entry.content.message.id, None)
-        self._ended.append(entry.content.message.id)
+        name = entry.content.message.id
+        copies = self._by_name[name]
+        copies.remove(entry)
+        self._changed.pop(name, None)
+        if not copies:
+            del self._by_name[name]
+            self._ended.append(name)
 
     def _acknowledge(self, entry: Entry[Held]) -> None:
         if entry.content.tag == ON_ITS_WAY:
@@ -111,22 +138,26 @@ class LaneWindow(Window[Held]):
         changed, self._changed = self._changed, {}
         ended, self._ended = self._ended, []
         attempts = {name: self._attempts(entry) for name, entry in changed.items()}
-        none = Attempts()
-        ended += [name for name, one in attempts.items() if one == none]
-        return {name: one for name, one in attempts.items() if one != none}, ended
+        kept = {name: one for name, one in attempts.items() if one != NONE}
+        ended += [name for name in attempts if name not in kept]
+        return kept, [name for name in ended if name not in kept]
 
     def not_written(self, changed: Iterable[str], ended: Sequence[str]) -> None:
         """Have these told again: the ledger does not have them yet."""
-        entries = {entry.content.message.id: entry for entry in self.entries()}
         for name in changed:
-            if name in entries:
-                self._changed.setdefault(name, entries[name])
+            if name in self._by_name:
+                self._changed.setdefault(name, self._by_name[name][0])
         self._ended += ended
+
+    @property
+    def owes_ledger(self) -> bool:
+        """Whether there is something that the ledger does not have yet."""
+        return bool(self._changed or self._ended)
 
     @property
     def owes(self) -> bool:
         """Whether more may come that a member had which died."""
-        return self._suspicious and not self.caught_up
+        return self.suspicious and not self.caught_up
 
     def release_all(self) -> None:
         """Nobody works on anything any more: all is given back as if it had never been handed out."""
@@ -142,43 +173,27 @@ class LaneWindow(Window[Held]):
 
     # --- renewing --------------------------------------------------------------------------------------------------
 
-    def to_renew(self, before: float) -> Sequence[int]:
-        """If anything unfinished came before that: tags of all that is unfinished, in order.
+    def is_old(self, before: float) -> bool:
+        """Whether anything unfinished came before that."""
+        return any(entry.content.since < before for entry in self.entries())
 
-        They are given back, and come again at once with new tags; meanwhile their work goes on.  All, because after a
-        crash the broker gives them out in the order of their tags.
+    def is_renewing(self, before: float) -> bool:
+        """Whether something that came before that has not come again."""
+        return any(
+            entry.content.tag == ON_ITS_WAY and entry.content.since < before
+            for entries in self._renewing.values()
+            for entry in entries
+        )
+
+    def renew(self) -> None:
+        """The channel is closed on purpose, and a new one opened; all that is finished is acknowledged.
+
+        All that is unfinished comes again on the new one, in order and with new tags; meanwhile its work goes on.
         """
-        entries = sorted(entry for entry in self.entries() if entry.content.tag != ON_ITS_WAY)
-        if not any(entry.content.since < before for entry in entries):
-            return ()
-        return [self._renew(entry) for entry in entries]
-
-    def behind_renewed(self) -> Sequence[int]:
-        """Tags of what came while others were on their way, and must come after them.  Not told again."""
-        behind, self._late = self._late, []
-        return [self._renew(entry) for entry in behind if entry.content.tag != ON_ITS_WAY and not self._is_over(entry)]
-
-    def _is_over(self, entry: Entry[Held]) -> bool:
-        return entry.content.tag in self._finished
-
-    def _renew(self, entry: Entry[Held]) -> int:
-        tag, entry.content.tag = entry.content.tag, ON_ITS_WAY
-        self._renewing.setdefault(entry.content.message.id, []).append(entry)
-        self._watermark.finish(tag)
-        return tag
-
-    def _renewed(self, received: Received, message: Message, now: float) -> bool:
-        renewing = self._renewing.get(message.id)
-        if not renewing:
-            return False
-        entry = renewing.pop(0)
-        if not renewing:
-            del self._renewing[message.id]
-        entry.content.tag, entry.content.since = received.tag, now
-        if entry.position in self._gone:  # finished meanwhile
-            self._gone.discard(entry.position)
-            self._acknowledge(entry)
-        return True
+        self._watermark, self._renewing = Watermark(), {}
+        for entry in sorted(self.entries()):
+            entry.content.tag = ON_ITS_WAY
+            self._renewing.setdefault(entry.content.message.id, []).append(entry)
 
     def _attempts(self, entry: Entry[Held]) -> Attempts:
         return Attempts(

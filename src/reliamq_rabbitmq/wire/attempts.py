@@ -13,6 +13,7 @@ from reliamq_rabbitmq.wire.records import OURS
 
 __all__ = ["Attempts"]
 
+FURTHEST = 1e12
 FAILURES, CRASHES, DUE = "failures", "crashes", "due"
 
 
@@ -36,9 +37,17 @@ class Attempts:
 
     @classmethod
     def read(cls, record: bytes) -> tuple[str, Attempts]:
-        """From a ledger: whose, and what.  Raises ValueError, KeyError, TypeError for what no ledger wrote."""
-        values: dict[str, Any] = json.loads(record)
-        return values.pop("id"), cls(**values)
+        """From a ledger: whose, and what.  Raises ValueError for what no ledger wrote."""
+        values = json.loads(record)
+        if not isinstance(values, dict) or not isinstance(values.get("id"), str):
+            raise ValueError(f"no attempts: {record[:100]!r}")
+        known: dict[str, Any] = {
+            name: values[name] for name in KINDS if name in values
+        }  # a later version may know more
+        for name, kind in KINDS.items():
+            if not isinstance(known.get(name, kind()), kind | int if kind is float else kind):
+                raise ValueError(f"{name} of attempts is {known[name]!r}")
+        return values["id"], cls(**known)
 
     def headers(self, due: float) -> dict[str, str]:
         """As a message carries it that waits elsewhere."""
@@ -46,18 +55,20 @@ class Attempts:
 
     @classmethod
     def carried(cls, headers: Mapping[str, object]) -> Attempts:
-        """What a message carries; nothing, where nobody wrote it.  headers: whole."""
+        """What a message carries that gave way for long; nothing, where nobody wrote it.  headers: whole."""
         if OURS + DUE not in headers:
             return NONE
         failures, crashes = (int(_number(headers.get(OURS + name))) for name in (FAILURES, CRASHES))
-        return cls(failures, crashes, due=_number(headers.get(OURS + DUE)))
+        return cls(failures, crashes, apart=True, due=_number(headers.get(OURS + DUE)))
 
 
 def _number(text: object) -> float:
     try:
-        return float(text) if isinstance(text, str) else 0.0
+        number = float(text) if isinstance(text, str) else 0.0
     except ValueError:
         return 0.0
+    return number if 0 <= number < FURTHEST else 0.0
 
 
 NONE = Attempts()
+KINDS = {"failures": int, "crashes": int, "begun": bool, "apart": bool, "due": float, "redelivered": bool}

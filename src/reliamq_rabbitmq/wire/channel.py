@@ -43,7 +43,7 @@ FRAME_MAX = 131_072
 HEADER_OVERHEAD = 600
 """Of a frame with headers: its head and end, class, flags, media type, message id."""
 ACK, NACK = 80, 120
-REQUEUE = 2
+MULTIPLE, REQUEUE = 1, 2
 _settling = struct.Struct(">BHIHHQBB")
 
 
@@ -296,19 +296,21 @@ class Channel(ClientChannel):
         header = await self._get_frame()
         if not isinstance(header, ContentHeader):
             raise ConnectionLost(f"a content header was expected, not {header!r}")
-        body = b""
-        while len(body) < header.body_size:
+        parts, left = list[bytes](), header.body_size
+        while left > 0:
             part = await self._get_frame()
             if not isinstance(part, ContentBody):
                 raise ConnectionLost(f"a body was expected, not {part!r}")
-            body += part.value
+            parts.append(part.value)
+            left -= len(part.value)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         properties = header.properties
         headers = properties.headers or {}
         return Received(tag, redelivered, properties.content_type, headers, body, properties.message_id)
 
     async def ack(self, tags: Sequence[int], *, up_to: int | None = None) -> None:
         """Acknowledge these, and all up to a tag.  Written, not answered: see :meth:`flush`."""
-        frames = [_settle(self.number, ACK, up_to, 1)] if up_to is not None else []
+        frames = [_settle(self.number, ACK, up_to, MULTIPLE)] if up_to is not None else []
         frames += [_settle(self.number, ACK, tag, 0) for tag in tags]
         await self._put(b"".join(frames))
 
@@ -323,9 +325,9 @@ class Channel(ClientChannel):
     # --- its end ---------------------------------------------------------------------------------------------------
 
     async def finish(self) -> None:
-        """Close it; nothing is written to it any more."""
-        self.lost = self.lost or "closed"
-        await self.close(None)
+        """Close it; nothing is written to it any more, and nobody hears of its end."""
+        self.lost, self._deliver, self._cancelled = self.lost or "closed", None, None
+        await self.close(ConnectionLost("closed"))
 
     async def _on_close_frame(self, frame: commands.Channel.Close) -> None:
         self.closed_for = frame.reply_code

@@ -24,7 +24,16 @@ from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, open_channel
 from reliamq_rabbitmq.wire.errors import why_not_connected
 
-__all__ = ["FAILURES", "answered", "close", "connect", "open_connection", "short_channel", "unavailable"]
+__all__ = [
+    "FAILURES",
+    "answered",
+    "close",
+    "close_channel",
+    "connect",
+    "open_connection",
+    "short_channel",
+    "unavailable",
+]
 
 logger = logging.getLogger("reliamq.rabbitmq")
 CLOSE_SECONDS = 5.0
@@ -91,7 +100,7 @@ def _said(error: BaseException) -> str:
 
 async def close(connection: Connection) -> None:
     """Close it, in a cancelled task too, within a limit; never raises for what the client says."""
-    await close_in_time(_quietly(connection.close(None)), "a connection")
+    await close_in_time(_quietly(connection.close(ConnectionLost("closed"))), "a connection")
 
 
 async def _quietly(closing: Awaitable[None]) -> None:
@@ -118,7 +127,12 @@ async def short_channel(
     try:
         yield channel
     finally:
-        await close_in_time(_quietly(channel.finish()), "a channel")
+        await close_channel(channel)
+
+
+async def close_channel(channel: Channel) -> None:
+    """As :func:`close`."""
+    await close_in_time(_quietly(channel.finish()), "a channel")
 
 
 def unavailable(settings: RabbitmqSettings, what: str, error: BaseException) -> BrokerUnavailable:

@@ -18,7 +18,7 @@ from aiormq.connection import Connection
 
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Fate, Outgoing, Received
-from reliamq_rabbitmq.wire.connection import short_channel
+from reliamq_rabbitmq.wire.connection import answered, short_channel
 from reliamq_rabbitmq.wire.frames import header_table, media_type
 
 __all__ = ["Journal", "open_journal"]
@@ -45,11 +45,11 @@ class Journal:
 
     def __init__(self, channel: Channel, writer: Channel, queue: str, came: Callable[[Received], None]) -> None:
         self._channel, self._writer, self._queue, self._came = channel, writer, queue, came
-        self._knock = str(uuid.uuid4())
+        self._knock = ""
         self._knocks: dict[int, float] = {}  # of other readers, and since when they are here
         self._done: list[int] = []  # knocks to remove
         self._news = asyncio.Event()
-        self._whole = False
+        self._heard = False
         self.lost = asyncio.Event()
 
     async def open(self) -> None:
@@ -57,9 +57,18 @@ class Journal:
         await self._channel.consume(self._queue, prefetch=MOST_RECORDS, deliver=self._take, cancelled=self._end)
 
     async def read_all(self) -> None:
-        """Wait for one's turn and for all that was written before it, however long.  Raises ConnectionLost."""
-        knocked_at = float("-inf")
-        while not self._whole:
+        """Wait for one's turn and for all that was written before it, however long.  Raises ConnectionLost.
+
+        That a knock comes back says that it is one's turn.  Whoever had it before may have held that knock, and written
+        more behind it; so another one is sent, behind all that.
+        """
+        for _ in ("one's turn", "all of it"):
+            await self._knock_until_heard()
+        await self.tidy()
+
+    async def _knock_until_heard(self) -> None:
+        self._knock, self._heard, knocked_at = str(uuid.uuid4()), False, float("-inf")
+        while not self._heard:
             if self.lost.is_set():
                 raise self._failure()
             if time.monotonic() - knocked_at > KNOCK_SECONDS:
@@ -68,12 +77,11 @@ class Journal:
                 await self.write([(header, b"")], deadline=knocked_at + KNOCK_SECONDS)
             else:
                 await self._wait(KNOCK_SECONDS)
-        await self.tidy()
 
     async def read_until_quiet(self, seconds: float) -> None:
-        """The same where nothing can be written: all has come when nothing more comes for so long.
+        """Read what comes while nothing can be written, until nothing more comes for so long.
 
-        Another reader may still have its turn; who depends on being the only one must know it from elsewhere.
+        Another reader may still have its turn; it must be read again, whole, before anything is removed.
         """
         quiet_since = time.monotonic()
         while (left := quiet_since + seconds - time.monotonic()) > 0:
@@ -81,6 +89,11 @@ class Journal:
                 raise self._failure()
             if await self._wait(left):
                 quiet_since = time.monotonic()
+
+    async def renew(self, tags: Sequence[int]) -> None:
+        """Have records come again at once, with other tags."""
+        for tag in tags:
+            await self._channel.requeue(tag)
 
     async def _wait(self, seconds: float) -> bool:
         """Whether something came in that time."""
@@ -121,7 +134,7 @@ class Journal:
         if knock is None:
             self._came(received)
         elif knock == self._knock:
-            self._whole = True
+            self._heard = True
             self._done.append(received.tag)
         elif _age(received) > FORGOTTEN_SECONDS:
             self._done.append(received.tag)
@@ -159,5 +172,5 @@ async def open_journal(
     """
     async with short_channel(connection, settings, confirms=writer is None) as channel:
         journal = Journal(channel, writer or channel, queue, came)
-        await journal.open()
+        await answered(journal.open(), settings.request_timeout_seconds)
         yield journal
