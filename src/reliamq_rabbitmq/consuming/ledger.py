@@ -44,11 +44,7 @@ class Ledger:
         self._opened: list[int] = []  # open records of members that died
         self._own: tuple[int, float] | None = None
         self.restored: dict[str, Attempts] = {}
-
-    @property
-    def crashed(self) -> bool:
-        """See the class."""
-        return bool(self._opened)
+        self.crashed = False
 
     # --- what comes ------------------------------------------------------------------------------------------------
 
@@ -74,6 +70,7 @@ class Ledger:
     def _came_open(self, session: object, tag: int) -> None:
         if session != self._session:
             self._opened.append(tag)
+            self.crashed = True
             return
         if self._own is not None:
             self._old.append(self._own[0])
