@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from pydantic import BaseModel
