@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from reliamq.spi import WORKER_NUMBER, ConfigurationError
-from reliamq.spi.connecting import contradictions, read_url, tls_context
+from reliamq.spi.connecting import contradictions, described, read_url, tls_context, values_of
 
 __all__ = ["KafkaSettings", "read_settings"]
 
@@ -104,17 +104,9 @@ def read_settings(url: str, section: Mapping[str, object]) -> KafkaSettings:
     parts = read_url(url, default_port=DEFAULT_PORT)
     if parts.path is not None:
         raise ConfigurationError(f"{parts.plain}: '/{parts.path}' has no meaning there; topics are named in the code")
-    values: dict[str, object] = {**section, **parts.query}
-    for name, why in FORBIDDEN.items():
-        if name in values:
-            raise ConfigurationError(f"{parts.plain}: '{name}' cannot be set: {why}")
-    values["servers"] = parts.servers
+    values = values_of(parts, section, FORBIDDEN)
     if parts.scheme == "kafkas":
         values["tls"] = True
-    if parts.username is not None:
-        values["username"] = parts.username
-    if parts.password is not None:
-        values["password"] = parts.password
     return _checked(parts.plain, values)
 
 
@@ -122,10 +114,7 @@ def _checked(url: str, values: Mapping[str, object]) -> KafkaSettings:
     try:
         settings = KafkaSettings.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False)
-        )
+        faults = described(error.errors(include_input=False, include_url=False))
         raise ConfigurationError(f"{url}: settings of Kafka: {faults}") from error
     for fault in _contradictions(settings):
         raise ConfigurationError(f"{url}: {fault}")

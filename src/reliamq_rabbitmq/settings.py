@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from reliamq.spi import ConfigurationError
-from reliamq.spi.connecting import contradictions, read_url, tls_context
+from reliamq.spi.connecting import contradictions, described, read_url, tls_context, values_of
 
 __all__ = ["SCHEMES", "RabbitmqSettings", "read_settings"]
 
@@ -106,19 +106,11 @@ def read_settings(url: str, section: Mapping[str, object]) -> RabbitmqSettings:
     """
     secure = SCHEMES.get(url.partition("://")[0].lower(), False)
     parts = read_url(url, default_port=DEFAULT_TLS_PORT if secure else DEFAULT_PORT)
-    values: dict[str, object] = {**section, **parts.query}
-    for name, why in FORBIDDEN.items():
-        if name in values:
-            raise ConfigurationError(f"{parts.plain}: '{name}' cannot be set: {why}")
-    values["servers"] = parts.servers
+    values = values_of(parts, section, FORBIDDEN)
     if secure:
         values["tls"] = True
     if parts.path is not None:
         values["virtual_host"] = parts.path
-    if parts.username is not None:
-        values["username"] = parts.username
-    if parts.password is not None:
-        values["password"] = parts.password
     return _checked(parts.plain, values)
 
 
@@ -129,10 +121,7 @@ def _checked(url: str, values: Mapping[str, object]) -> RabbitmqSettings:
     try:
         settings = RabbitmqSettings.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False)
-        )
+        faults = described(error.errors(include_input=False, include_url=False))
         raise ConfigurationError(f"{url}: settings of RabbitMQ: {faults}") from error
     for fault in _contradictions(settings):
         raise ConfigurationError(f"{url}: {fault}")

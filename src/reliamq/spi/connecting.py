@@ -7,14 +7,14 @@ It promises that each wrong part is named and that no password is shown.  Nothin
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from reliamq.spi.errors import ConfigurationError
 
-__all__ = ["BrokerUrl", "Secured", "contradictions", "read_url", "tls_context"]
+__all__ = ["BrokerUrl", "Secured", "contradictions", "described", "read_url", "tls_context", "values_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,30 @@ def _server(url: str, host: str, default_port: int) -> str:
         example = f"{url.partition('://')[0]}://host1:{default_port},host2:{default_port}"
         raise ConfigurationError(f"{url}: '{host}' is no host:port; write {example}")
     return f"{name}:{port}"
+
+
+def values_of(parts: BrokerUrl, section: Mapping[str, object], forbidden: Mapping[str, str]) -> dict[str, object]:
+    """What is set: the section of the configuration, and the URL before it.
+
+    forbidden: settings that would weaken a promise, and which.  Raises ConfigurationError for one of these.
+    """
+    values: dict[str, object] = {**section, **parts.query}
+    for name, why in forbidden.items():
+        if name in values:
+            raise ConfigurationError(f"{parts.plain}: '{name}' cannot be set: {why}")
+    values["servers"] = parts.servers
+    if parts.username is not None:
+        values["username"] = parts.username
+    if parts.password is not None:
+        values["password"] = parts.password
+    return values
+
+
+def described(faults: Iterable[Mapping[str, Any]]) -> str:
+    """pydantic's findings on settings, in one line.  faults: ``error.errors(include_input=False, include_url=False)``,
+    so that no value is shown.
+    """
+    return "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in faults)
 
 
 def contradictions(settings: Secured) -> Iterator[str]:

@@ -56,18 +56,20 @@ class KnownTopics:
         topic, group = message.topic, message.only_group
         facts = self._facts.get(topic)
         if facts is None or (group is not None and (topic, group) not in self._groups):
-            unknown = self._unknown.get((topic, group)) or await self._look_up(connection, topic, group, deadline)
-            if unknown is not None:
-                self._unknown[topic, group] = unknown
-                return Rejection(message.id, unknown.reason, unknown.detail, unknown.cause)
-            facts = self._facts[topic]
+            answer = self._unknown.get((topic, group)) or await self._look_up(connection, topic, group, deadline)
+            if isinstance(answer, _Unknown):
+                self._unknown[topic, group] = answer
+                return Rejection(message.id, answer.reason, answer.detail, answer.cause)
+            facts = answer  # what is kept may be forgotten by another send meanwhile
         if message.size > facts.max_message_bytes:
             detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
             return Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{topic}'")
         return None
 
-    async def _look_up(self, connection: Connection, topic: str, group: str | None, deadline: float) -> _Unknown | None:
-        """None when both are known now."""
+    async def _look_up(
+        self, connection: Connection, topic: str, group: str | None, deadline: float
+    ) -> TopicFacts | _Unknown:
+        """The facts, when both the topic and the group are there."""
         try:
             check_names(topic, group or "")
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
@@ -81,18 +83,22 @@ class KnownTopics:
             detail = f"topic '{topic}' cannot be looked up: {error!r}"
             return _Unknown(RejectionReason.UNAVAILABLE, detail, error)
 
-    async def _ask(self, connection: Connection, topic: str, group: str | None) -> _Unknown | None:
-        if topic not in self._facts:
-            found = await exchange_exists(connection, self._settings, topic)
-            facts = await read_facts(connection, self._settings, topic) if found else None
-            if facts is None:
-                return _nobody(topic, group)
-            self._facts[topic] = TopicFacts(min(facts.max_message_bytes, largest_message(connection)))
+    async def _ask(self, connection: Connection, topic: str, group: str | None) -> TopicFacts | _Unknown:
+        facts = self._facts.get(topic) or await self._ask_for_facts(connection, topic)
+        if facts is None:
+            return _nobody(topic, group)
+        if group is not None and not await exchange_exists(connection, self._settings, group_exchange(topic, group)):
+            return _nobody(topic, group)
+        self._facts[topic] = facts
         if group is not None:
-            if not await exchange_exists(connection, self._settings, group_exchange(topic, group)):
-                return _nobody(topic, group)
             self._groups.add((topic, group))
-        return None
+        return facts
+
+    async def _ask_for_facts(self, connection: Connection, topic: str) -> TopicFacts | None:
+        if not await exchange_exists(connection, self._settings, topic):
+            return None
+        facts = await read_facts(connection, self._settings, topic)
+        return facts and TopicFacts(min(facts.max_message_bytes, largest_message(connection)))
 
 
 def _nobody(topic: str, group: str | None) -> _Unknown:

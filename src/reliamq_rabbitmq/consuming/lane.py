@@ -287,14 +287,14 @@ class Lane:
             changed, ended = window.changes()
             if not changed and not ended:
                 return
+            written = False
             try:
                 if self._ledger.is_open and not (changed and await is_blocked(self._writer.connection)):
                     await self._ledger.write(changed, ended)
-                else:
+                    written = True
+            finally:
+                if not written:
                     window.not_written(changed, ended)
-            except BaseException:
-                window.not_written(changed, ended)
-                raise
 
     async def _acknowledge(self, window: LaneWindow) -> None:
         """When it returns, the broker's channel has them; whether the queue's members do, AMQP does not tell."""
