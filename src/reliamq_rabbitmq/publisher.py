@@ -1,14 +1,15 @@
 """Safe departure on RabbitMQ: publisher confirms, persistent, mandatory, and an outcome for each message by the
 caller's deadline.
 
-One channel, so that what is sent is stored in that order.  When the connection ends, what was written and not confirmed
-is in doubt, and the next batch connects again.  When the broker closes the channel because of one message, it does not
-say which: then those that are in doubt are sent once more, each by itself, and the one it was is known.
+A key has one channel, so that what is sent is stored in that order.  When the connection ends, what was written and not
+confirmed is in doubt, and the next batch connects again.  When the broker closes a channel because of one message, it
+does not say which: then those that are in doubt are sent once more, each by itself, and the one it was is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Hashable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from reliamq.spi import BrokerUnavailable, Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
@@ -23,7 +24,9 @@ from reliamq_rabbitmq.wire.records import headers_of
 __all__ = ["RabbitmqPublisher", "open_publisher"]
 
 REMEMBERED, LONGEST_REMEMBERED = 10_000, 256
-ROUTE_DIGITS = len("0.0")
+CHANNEL_DIGITS = len("0.0.0")
+CHANNELS = {".".join(f"{number:03b}"): number for number in range(8)}
+"""By how the routing key begins."""
 KEPT_FREE = 32 * 1024
 """Of a message's headers, for what a dead letter says besides; a quarter where frames are small."""
 JUDGED = {
@@ -43,40 +46,81 @@ class RabbitmqPublisher:
         self._keys: dict[bytes, str] = {}
 
     def route(self, message: Message) -> Hashable:
-        """One of four for each topic, which with four lanes are the lanes: few, because a batch costs the broker less
-        when it is large, and more than one, so that the client works while the broker does.
+        """One of eight for each topic, each with a channel of its own: a quorum queue lets a channel have 32 messages
+        under way, and stores what several have under way together.
         """
         try:
-            return message.topic, self._routing_key(message)[:ROUTE_DIGITS]
+            return message.topic, self._routing_key(message)[:CHANNEL_DIGITS]
         except UnicodeEncodeError:  # it will be refused
             return message.topic
 
     async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
+        shares: dict[int, dict[int, Message]] = {}
+        for index, message in enumerate(batch):
+            shares.setdefault(self._channel_of(message), {})[index] = message
         outcomes: dict[int, Outcome] = {}
-        code = await self._send(dict(enumerate(batch)), outcomes, deadline)
-        if code in JUDGED and len(batch) > 1:
-            # In their order, so that a key keeps it
-            for index in [index for index in range(len(batch)) if isinstance(outcomes[index], InDoubt)]:
-                await self._send_alone(index, batch[index], outcomes, deadline)
+        self._topics.ask_again()
+        if len(shares) == 1:
+            ((number, messages),) = shares.items()
+            await self._send_share(number, messages, outcomes, deadline)
+        else:
+            await self._send_shares(shares, outcomes, deadline)
         return [outcomes[index] for index in range(len(batch))]
 
-    async def _send_alone(self, index: int, message: Message, outcomes: dict[int, Outcome], deadline: float) -> None:
+    def _channel_of(self, message: Message) -> int:
+        """Always the same one for a key, so that it keeps its order."""
+        try:
+            return CHANNELS[self._routing_key(message)[:CHANNEL_DIGITS]]
+        except UnicodeEncodeError:
+            return 0
+
+    async def _send_shares(
+        self, shares: Mapping[int, dict[int, Message]], outcomes: dict[int, Outcome], deadline: float
+    ) -> None:
+        """Each on its channel, side by side.  Raises BrokerUnavailable where none could be tried."""
+        sending = [self._send_share(number, messages, outcomes, deadline) for number, messages in shares.items()]
+        results = await asyncio.gather(*sending, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures and not outcomes:
+            raise failures[0]
+        for messages, result in zip(shares.values(), results, strict=True):
+            if isinstance(result, BrokerUnavailable):
+                for index in messages.keys() - outcomes.keys():
+                    reason = RejectionReason.UNAVAILABLE
+                    outcomes[index] = Rejection(messages[index].id, reason, str(result), result)
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def _send_share(
+        self, number: int, messages: dict[int, Message], outcomes: dict[int, Outcome], deadline: float
+    ) -> None:
+        code = await self._send(number, messages, outcomes, deadline)
+        if code in JUDGED and len(messages) > 1:
+            # In their order, so that a key keeps it
+            for index in [index for index in messages if isinstance(outcomes[index], InDoubt)]:
+                await self._send_alone(number, {index: messages[index]}, outcomes, deadline)
+
+    async def _send_alone(
+        self, number: int, alone: dict[int, Message], outcomes: dict[int, Outcome], deadline: float
+    ) -> None:
         """What the first attempt left in doubt stays so, unless this one is confirmed."""
+        (index,) = alone
         doubt = outcomes[index]
         try:
-            await self._send({index: message}, outcomes, deadline)
+            await self._send(number, alone, outcomes, deadline)
         except BrokerUnavailable:
             return
         last = outcomes[index]
         if isinstance(last, Rejection) and not last.reason.judges_message:
             outcomes[index] = doubt
 
-    async def _send(self, messages: dict[int, Message], outcomes: dict[int, Outcome], deadline: float) -> int | None:
-        """One attempt; for what the broker closed the channel, if it did."""
-        link = await self._link.get(deadline)
+    async def _send(
+        self, number: int, messages: dict[int, Message], outcomes: dict[int, Outcome], deadline: float
+    ) -> int | None:
+        """One attempt on one channel; for what the broker closed it, if it did."""
+        link = await self._link.get(deadline, number)
         outgoing: list[tuple[int, Outgoing]] = []
-        self._topics.ask_again()
         for index, message in messages.items():
             try:
                 if rejection := await self._topics.refusal(link.connection, message, deadline):
@@ -90,7 +134,7 @@ class RabbitmqPublisher:
         # third less.  A key's messages have one routing key, so they stay in order.
         outgoing.sort(key=_lane_of)
         fates = await link.channel.publish([one for _, one in outgoing], deadline=deadline)
-        if link.channel.lost is not None:  # perhaps an exchange is gone
+        if link.channel.closed_for is not None:  # perhaps an exchange is gone
             self._topics.forget()
         alone = len(messages) == 1
         for (index, _), fate in zip(outgoing, fates, strict=True):
@@ -138,11 +182,11 @@ def _outcome(message: Message, fate: Fate, channel: Channel, *, alone: bool) -> 
     reason = JUDGED.get(channel.closed_for or 0)
     if alone and reason is not None:
         return Rejection(message.id, reason, f"the broker refuses it: {channel.lost}")
-    return InDoubt(message.id, f"sent, and not confirmed: {channel.lost or 'no answer by the deadline'}")
+    return InDoubt(message.id, f"sent, and not confirmed: {channel.lost or 'no answer in time'}")
 
 
 @asynccontextmanager
 async def open_publisher(settings: RabbitmqSettings) -> AsyncIterator[RabbitmqPublisher]:
     """Connect and close.  Raises BrokerUnavailable."""
-    async with open_link(settings, "publisher") as link:
+    async with open_link(settings, "publisher", channels=len(CHANNELS)) as link:
         yield RabbitmqPublisher(settings, link)

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aio_pika
+import anyio
 import pytest
 
-from reliamq.spi import Ack, GroupSpec, Message, TopicSpec
+from reliamq.spi import Ack, BrokerUnavailable, GroupSpec, Message, TopicSpec
 from reliamq_rabbitmq.consuming.subscription import open_subscription
 from reliamq_rabbitmq.settings import RabbitmqSettings, read_settings
 from reliamq_rabbitmq.storage.storage import open_storage
@@ -48,7 +49,11 @@ async def drain(settings: RabbitmqSettings, topic: str, at_least: int, *, idle: 
     async with open_subscription(settings, topic, "g", timedelta(seconds=30)) as member:
         while True:
             wait = timedelta(seconds=idle if len(taken) >= at_least else 30)
-            came = await member.receive(1000, max_bytes=1 << 30, wait=wait)
+            try:
+                came = await member.receive(1000, max_bytes=1 << 30, wait=wait)
+            except BrokerUnavailable:  # just started again; whoever receives asks again
+                await anyio.sleep(0.5)
+                continue
             if not came:
                 return taken
             await member.settle([Ack(one) for one in came])

@@ -22,10 +22,10 @@ from reliamq_rabbitmq.consuming.ledger import Ledger, NotWritten
 from reliamq_rabbitmq.consuming.window import LaneWindow
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.attempts import Attempts
-from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Received, open_channel
+from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Received, is_blocked, open_channel
 from reliamq_rabbitmq.wire.connection import answered, close_channel
 from reliamq_rabbitmq.wire.journal import Journal, open_journal
-from reliamq_rabbitmq.wire.link import Linked, is_blocked
+from reliamq_rabbitmq.wire.link import Linked
 from reliamq_rabbitmq.wire.records import message_of, readable
 
 __all__ = ["Lane"]

@@ -19,10 +19,10 @@ from aiormq.connection import Connection
 
 from reliamq_rabbitmq.catalog.names import members_exchange
 from reliamq_rabbitmq.settings import RabbitmqSettings
-from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Outgoing, Received
+from reliamq_rabbitmq.wire.channel import Channel, ConnectionLost, Outgoing, Received, is_blocked
 from reliamq_rabbitmq.wire.connection import FAILURES, answered, short_channel
 from reliamq_rabbitmq.wire.frames import header_table, media_type
-from reliamq_rabbitmq.wire.link import Linked, is_blocked
+from reliamq_rabbitmq.wire.link import Linked
 
 __all__ = ["Roster", "open_roster"]
 

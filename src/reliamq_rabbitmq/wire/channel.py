@@ -29,7 +29,16 @@ from pamqp.header import ContentHeader
 
 from reliamq_rabbitmq.wire.frames import publishing
 
-__all__ = ["Channel", "ConnectionLost", "Fate", "Outgoing", "Received", "open_channel"]
+__all__ = [
+    "SILENT_SECONDS",
+    "Channel",
+    "ConnectionLost",
+    "Fate",
+    "Outgoing",
+    "Received",
+    "is_blocked",
+    "open_channel",
+]
 
 PIECE_BYTES = 256 * 1024
 """Of a batch, how much is handed to the connection at once."""
@@ -38,6 +47,8 @@ MOST_UNCONFIRMED = 20_000
 bounded while a queue has no majority or the broker takes nothing (P6).
 """
 MOST_UNCONFIRMED_BYTES = 64 * 1024 * 1024
+SILENT_SECONDS = 20.0
+"""What waits for a confirm gives up when none at all came for so long: a node that froze may never give it."""
 FRAME_MAX = 131_072
 """Where a broker sets no limit: its default."""
 HEADER_OVERHEAD = 600
@@ -130,7 +141,7 @@ class Channel(ClientChannel):
 
     def __init__(self, connection: Connection, number: int, *, confirms: bool) -> None:
         super().__init__(connection, number, publisher_confirms=confirms)
-        self._published = 0
+        self._connection, self._published = connection, 0
         self._unconfirmed: dict[int, tuple[_Batch, int, int]] = {}  # by number: whose, which of it, its bytes
         self._unconfirmed_bytes = 0
         self._heard_at = 0.0
@@ -157,10 +168,18 @@ class Channel(ClientChannel):
                 async with self._writing:
                     written = await self._write(batch, waiting)
                 if waiting.leave_out(len(batch) - written):
-                    await waiting.done
+                    await self._hear_of(waiting)
         except TimeoutError:
             pass
         return waiting.fates
+
+    async def _hear_of(self, waiting: _Batch) -> None:
+        """Wait for the confirms, unless the channel is silent for too long, and not because of an alarm."""
+        while not waiting.done.done():
+            left = max(0.1, SILENT_SECONDS - self.silent_seconds)
+            heard, _ = await asyncio.wait({waiting.done}, timeout=left)
+            if not heard and self.silent_seconds >= SILENT_SECONDS and not await is_blocked(self._connection):
+                return
 
     async def _write(self, batch: Sequence[Outgoing], waiting: _Batch) -> int:
         """Write what may be written, piece by piece, each when the one before has gone out; how many messages."""
@@ -355,3 +374,13 @@ async def open_channel(connection: Connection, *, confirms: bool = False) -> Cha
     connection.channels[number] = channel
     await channel.open()
     return channel
+
+
+async def is_blocked(connection: Connection) -> bool:
+    """Whether the broker reads nothing from it, because memory or disk run short."""
+    try:
+        async with asyncio.timeout(0.01):
+            await connection.ready()
+    except TimeoutError:
+        return True
+    return False
