@@ -7,6 +7,7 @@ import pytest
 from tests.servers.kafka import KafkaCluster, kafka_cluster
 from tests.servers.postgresql import PostgresqlServer, run_postgresql
 from tests.servers.rabbitmq import RabbitmqCluster, rabbitmq_cluster
+from tests.servers.redis import RedisServers, ValkeyServers
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +70,50 @@ def whole_rabbitmq(rabbitmq: RabbitmqCluster) -> Iterator[RabbitmqCluster]:
     yield rabbitmq
     rabbitmq.start()
     rabbitmq.wait_until_whole()
+
+
+@pytest.fixture(scope="session")
+def redis_servers() -> RedisServers:
+    """Started once for the run."""
+    return RedisServers.shared()
+
+
+@pytest.fixture
+def redis(redis_servers: RedisServers, request: pytest.FixtureRequest) -> RedisServers:
+    """The Redis servers.  A test that breaks one mends it; their tests share the xdist group ``redis``."""
+    _check_group("redis", request)
+    return redis_servers
+
+
+@pytest.fixture
+def whole_redis(redis: RedisServers) -> Iterator[RedisServers]:
+    """The Redis servers, whole, and made so again afterwards."""
+    redis.wait_until_whole()
+    yield redis
+    redis.start()
+    redis.wait_until_whole()
+
+
+@pytest.fixture(scope="session")
+def valkey_servers() -> ValkeyServers:
+    """Started once for the run."""
+    return ValkeyServers.shared()
+
+
+@pytest.fixture
+def valkey(valkey_servers: ValkeyServers, request: pytest.FixtureRequest) -> ValkeyServers:
+    """The Valkey servers.  A test that breaks one mends it; their tests share the xdist group ``valkey``."""
+    _check_group("valkey", request)
+    return valkey_servers
+
+
+@pytest.fixture
+def whole_valkey(valkey: ValkeyServers) -> Iterator[ValkeyServers]:
+    """The Valkey servers, whole, and made so again afterwards."""
+    valkey.wait_until_whole()
+    yield valkey
+    valkey.start()
+    valkey.wait_until_whole()
 
 
 def _check_group(name: str, request: pytest.FixtureRequest) -> None:

@@ -1,11 +1,12 @@
-"""The servers that the tests run on: the clusters ``kafka`` and ``rabbitmq``.
+"""The servers that the tests run on: the clusters ``kafka``, ``rabbitmq``, ``redis`` and ``valkey``.
 
 python -m tests.servers start [CLUSTER …]    start those that do not run; they stay up until they are stopped
 python -m tests.servers stop [CLUSTER …]     stop them
 python -m tests.servers run [--only CLUSTER] COMMAND …
                                              start them, run the command, stop those that did not run before
 
-python -m tests.servers CLUSTER list         its servers' names; with the next two: reliamq prove --kill-broker
+python -m tests.servers CLUSTER list         the names of those that may be killed; with the next two: reliamq prove
+                                             --kill-broker
 python -m tests.servers CLUSTER kill NAME    SIGKILL
 python -m tests.servers CLUSTER start NAME   start it, and return when it lacks nothing any more
 """
@@ -21,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.servers.cluster import Cluster
 from tests.servers.kafka import KafkaCluster
 from tests.servers.rabbitmq import RabbitmqCluster
+from tests.servers.redis import RedisServers, ValkeyServers
 
 Kind = type[Cluster]
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (KafkaCluster, RabbitmqCluster)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (KafkaCluster, RabbitmqCluster, RedisServers, ValkeyServers)}
 
 
 def main() -> None:
@@ -75,7 +77,7 @@ def _run(kinds: Collection[Kind], command: list[str]) -> int:
 
 def _do_to(kind: Kind, command: list[str]) -> None:
     cluster = kind.prepared()
-    servers = {str(number): server for number, server in enumerate(cluster.servers, 1)}
+    servers = {str(number): server for number, server in enumerate(cluster.breakable, 1)}
     match command:
         case ["list"]:
             sys.stdout.write("".join(f"{name}\n" for name in servers))

@@ -33,7 +33,7 @@ class Cluster(ABC):
     """Handle of a cluster.
 
     name: of the kind of server, and of the folder in ``build/servers``.
-    servers: one process each, numbered from 1 in their names.
+    servers: one process each; their names tell them apart.
     """
 
     name: ClassVar[str]
@@ -95,6 +95,11 @@ class Cluster(ABC):
     @abstractmethod
     def url(self) -> str:
         """reliamq's URL of it."""
+
+    @property
+    def breakable(self) -> Sequence[ServerProcess]:
+        """The servers that may be killed, one at a time, under what uses ``url``: all, unless a kind says less."""
+        return self.servers
 
     @property
     def certificate_authority(self) -> Path:

@@ -1,0 +1,1 @@
+"""Safe shelter: what the live servers are really set to."""

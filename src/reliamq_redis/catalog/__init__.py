@@ -1,0 +1,1 @@
+"""What is there for topics, groups and dead letters, and how it is named."""

@@ -1,0 +1,1 @@
+"""Safe arrival: one member of one group on one topic."""

@@ -1,0 +1,362 @@
+"""One lane while it is this member's: acquired for a while, renewed, and handed over with all that is known of it.
+
+It promises that nothing is handed out before what the member before had is known, that what was settled is with the
+server when :meth:`Lane.write` returns, and that whoever lost the lane changes nothing: each of its steps carries the
+lane's token, which is another one by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from reliamq.spi import Message
+from reliamq_redis.catalog.names import LaneKeys
+from reliamq_redis.consuming.window import Changes, Held, LaneWindow, order_of
+from reliamq_redis.scripts import script
+from reliamq_redis.settings import RedisSettings
+from reliamq_redis.wire.attempts import Attempts
+from reliamq_redis.wire.errors import FAILURES
+from reliamq_redis.wire.records import Fields, fingerprint, message_of, own_fields, readable
+from reliamq_redis.wire.servers import Servers
+
+__all__ = ["Lane", "LaneLost"]
+
+logger = logging.getLogger("reliamq.redis")
+ACQUIRE, FETCH, WRITE = script("acquire"), script("fetch"), script("write")
+HANDOVER_SECONDS = 30.0
+"""How long a lane that is wanted elsewhere waits for the handlers that have started."""
+SETTLE_SECONDS = 2.0
+"""And for what was handed out and has not started; the core gives that back as soon as it comes to it."""
+ASK_SECONDS = 0.1
+"""How often it is asked for while another member has it."""
+FETCHED = 250
+"""Entries that are taken at once."""
+NEW, FIRST = ">", "0-0"
+
+
+class LaneLost(Exception):
+    """Another member has the lane, or nobody knows who; this one changes nothing more in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """token: with which steps are allowed.  died, suspect, position, attempts: as ``acquire.lua`` says."""
+
+    token: int
+    died: bool
+    suspect: str
+    position: str
+    attempts: dict[str, Attempts]
+
+
+class Lane:
+    """window: what is here of it; None while it is somebody else's.
+
+    retiring: it is wanted elsewhere; nothing more is handed out or started.
+    stopping: nobody works on what is handed out.
+    settled: set whenever a delivery has ended.
+    reached: how far the group was seen to be, in the memory of whoever made this one.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        settings: RedisSettings,
+        topic: str,
+        group: str,
+        number: int,
+        member: str,
+        lease: float,
+        changed: Callable[[], None],
+        reached: str = FIRST,
+    ) -> None:
+        self.number, self.reached = number, reached
+        self._servers, self._settings = servers, settings
+        self._topic, self._group, self._member = topic, group, member
+        self._keys, self._lease = LaneKeys(topic, number, group), lease
+        self._changed = changed
+        self._token = 0
+        self._writing = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self.window: LaneWindow | None = None
+        self.retiring = self.stopping = False
+        self.settled = asyncio.Event()
+        self._label = f"lane {number} of group '{group}' on '{topic}'"
+
+    # --- its life --------------------------------------------------------------------------------------------------
+
+    async def hold(self) -> bool:
+        """Take it, have it until it is retired, and hand it over; whether it was had.
+
+        Raises LaneLost, BrokerUnavailable and the client's errors.  Cancelled: as when the process dies; whoever comes
+        next suspects what it had.
+        """
+        grant = await self._acquire()
+        if grant is None:
+            return False
+        ahead = time.time() - time.monotonic()
+        window = LaneWindow(
+            self._group,
+            grant.attempts,
+            died=grant.died,
+            suspect=grant.suspect,
+            wall_ahead=ahead,
+            prefetch=self._settings.prefetch,
+        )
+        try:
+            await self._read_what_came_before(window, grant)
+            self.window = window  # from now on something may go out
+            self._changed()
+            await self._serve(window)
+            await self._hand_over(window)
+        finally:
+            self.window = None
+            self._changed()
+        return True
+
+    async def _acquire(self) -> _Grant | None:
+        """Wait for it; None if it is no more wanted by then."""
+        while not self.retiring:
+            keys = [self._keys.stream, self._keys.state, self._keys.attempts]
+            token, *rest = await self._servers.run(ACQUIRE, keys, [self._group, self._member, self._milliseconds])
+            if token:
+                anew, died, position, suspect, attempts = rest
+                self._token = token
+                self._check_position(position.decode(), anew=bool(anew))
+                known = _attempts(attempts)
+                return _Grant(token, bool(died), suspect.decode(), position.decode(), known)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_SECONDS):
+                    await self._ended.wait()
+        return None
+
+    def _check_position(self, position: str, *, anew: bool) -> None:
+        if anew:
+            logger.error(
+                "%s was gone (flushed, deleted, or lost in a failover) and is made anew from the beginning of what is "
+                "there; what was confirmed before may be lost: replay the outbox (reliamq outbox replay --since)",
+                self._label,
+            )
+        elif order_of(position) < order_of(self.reached):
+            logger.error(
+                "%s fell back from %s to %s (a failover to a replica that lacked it?); what was confirmed in between "
+                "may be lost: replay the outbox (reliamq outbox replay --since)",
+                *(self._label, self.reached, position),
+            )
+        self.reached = position
+
+    async def _read_what_came_before(self, window: LaneWindow, grant: _Grant) -> None:
+        """All that was fetched and is not finished."""
+        start = FIRST
+        while True:
+            _, entries, _ = await self._fetch(start, FETCHED)
+            for name, fields in entries:
+                self._take_in(window, name.decode(), fields, came_back=True)
+            if len(entries) < FETCHED:
+                break
+            start = entries[-1][0].decode()
+        window.all_came()
+        del grant
+
+    def retire(self) -> None:
+        """It is wanted elsewhere, or nobody asks any more."""
+        if not self.retiring:
+            self.retiring = True
+            self._ended.set()
+            self.settled.set()
+
+    def lose(self) -> None:
+        """It is another member's: let it be taken anew."""
+        self._token = 0
+        self._ended.set()
+
+    # --- while it is had -------------------------------------------------------------------------------------------
+
+    async def _serve(self, window: LaneWindow) -> None:
+        """Fetch what comes, for as long as there is room; and keep the lease.  Raises LaneLost."""
+        while not self._ended.is_set():
+            left = -1
+            if room := min(window.room, FETCHED):
+                position, entries, left = await self._fetch(NEW, room)
+                self._advance(position, entries)
+                for name, fields in entries:
+                    self._take_in(window, name.decode(), fields, came_back=False)
+                if entries:
+                    self._changed()
+                    continue
+            await self._write(renew=not room)
+            await self._pause(window, left)
+        if not self._token:
+            raise LaneLost(f"{self._label} is another member's by now")
+
+    def _advance(self, position: str, entries: Sequence[tuple[bytes, Fields]]) -> None:
+        if order_of(position) != order_of(self.reached):
+            before, self.reached = self.reached, position
+            self._label_fall(before, position)
+        if entries:
+            self.reached = entries[-1][0].decode()
+
+    def _label_fall(self, before: str, position: str) -> None:
+        if order_of(position) < order_of(before):
+            self.reached = before
+            self._check_position(position, anew=False)
+        raise LaneLost(f"{self._label} is at {position}, where this member did not leave it ({before})")
+
+    async def _pause(self, window: LaneWindow, left: int) -> None:
+        """Until there may be something to do: new entries, room, what comes back in so many milliseconds."""
+        seconds = self._lease / 3 if left < 0 else min(self._lease / 3, left / 1000)
+        waits: list[Coroutine[Any, Any, object]] = [self._ended.wait()]
+        if window.room:
+            waits.append(self._hear_of_new(max(0.005, seconds)))
+        else:
+            self.settled.clear()
+            waits.append(self.settled.wait())
+        tasks = [asyncio.ensure_future(each) for each in waits]
+        try:
+            await asyncio.wait(tasks, timeout=seconds + 0.005, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
+
+    async def _hear_of_new(self, seconds: float) -> None:
+        """Wait for an entry that the group has not had; it is not taken by this."""
+        command = ("XREAD", "COUNT", 1, "BLOCK", int(seconds * 1000) + 1, "STREAMS", self._keys.stream, self.reached)
+        await self._servers.call(self._keys.stream, *command, wait=seconds)
+
+    async def _fetch(self, start: str, count: int) -> tuple[str, Sequence[tuple[bytes, Fields]], int]:
+        keys = [self._keys.stream, self._keys.state, self._keys.delayed, self._keys.waiting]
+        arguments = [self._group, self._token, self._milliseconds, start, count]
+        # Cancelled, or the answer lost: what was taken is found again by whoever has the lane next
+        answer = await self._servers.run(FETCH, keys, arguments)
+        if answer is None:
+            raise LaneLost(f"{self._label} is another member's by now")
+        position, entries, left = answer
+        return position.decode(), entries, int(left)
+
+    @property
+    def _milliseconds(self) -> int:
+        return int(self._lease * 1000)
+
+    def _take_in(self, window: LaneWindow, name: str, fields: Fields | None, *, came_back: bool) -> None:
+        if fields is None:
+            logger.error("%s: entry %s was removed (XDEL, XTRIM) before it was handled: it is lost", self._label, name)
+            window.pass_over(name)
+            return
+        notes = own_fields(fields)
+        message, ours = self._message(fields)
+        if message.only_group not in (None, self._group) or notes.get("for", self._group) != self._group:
+            window.pass_over(name)
+            return
+        held = Held(message, name, ours)
+        window.take_in(held, Attempts.carried(notes), came_back=came_back, now=time.monotonic())
+
+    def _message(self, fields: Fields) -> tuple[Message, bool]:
+        """As a message, and whether it is one; what nobody of ours wrote is handed on as it is (C11)."""
+        try:
+            return message_of(self._topic, fields), True
+        except (KeyError, ValueError):
+            message = Message(
+                topic=self._topic,
+                body=dict(zip(fields[::2], fields[1::2], strict=False)).get(b"data", b""),
+                id=f"{self._topic}/{self.number}/{fingerprint(fields)}",
+                type="",
+                source="redis",
+                time=datetime.now(UTC),
+                content_type="application/octet-stream",
+                headers=readable(fields),
+            )
+            return message, False
+
+    # --- what is written down --------------------------------------------------------------------------------------
+
+    async def write(self) -> None:
+        """Have the server know what the window says.
+
+        Raises LaneLost when it is another member's, and the client's errors: then it is told again.  Cancelled: it may
+        be written, and is written again with what comes next.
+        """
+        await self._write(renew=False)
+
+    async def _write(self, *, renew: bool, last: bool = False) -> None:
+        async with self._writing:
+            window = self.window
+            if window is None:
+                raise LaneLost(f"{self._label} is not this member's any more")
+            changes = window.changes()
+            if not changes and not renew and not last:
+                return
+            try:
+                kept = await self._servers.run(WRITE, self._written_keys, self._arguments(changes, last=last))
+            except BaseException:
+                window.not_written(changes)
+                raise
+            if not kept:
+                self.lose()
+                raise LaneLost(f"{self._label} is another member's by now")
+
+    @property
+    def _written_keys(self) -> Sequence[str]:
+        keys = self._keys
+        return keys.stream, keys.state, keys.attempts, keys.delayed, keys.waiting
+
+    def _arguments(self, changes: Changes, *, last: bool) -> Sequence[Any]:
+        attempts = [part for name, one in changes.attempts.items() for part in (name, one.text())]
+        away = [part for name, delay, fields in changes.away for part in (name, delay, len(fields), *fields)]
+        return [
+            self._group,
+            self._token,
+            0 if last else self._milliseconds,
+            *(len(changes.finished), *changes.finished),
+            *(len(changes.forgotten), *changes.forgotten),
+            *(len(changes.attempts), *attempts),
+            *away,
+        ]
+
+    # --- handing over ----------------------------------------------------------------------------------------------
+
+    async def _hand_over(self, window: LaneWindow) -> None:
+        """Let whoever comes next know all; one whose handlers go on suspects what they have."""
+        await self._wait_for_handlers(window)
+        if self.stopping:
+            window.release_all()
+        clean = not window.handed
+        window.keep_suspects()
+        await self._write(renew=True, last=clean)
+        if not clean:
+            logger.warning("%s is handed over while %d handlers go on", self._label, window.handed)
+
+    async def _wait_for_handlers(self, window: LaneWindow) -> None:
+        """While others wait for it, the lease is kept."""
+        began = time.monotonic()
+        while window.handed and not self.stopping:
+            patience = HANDOVER_SECONDS if window.started else SETTLE_SECONDS
+            left = began + patience - time.monotonic()
+            if left <= 0:
+                return
+            self.settled.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, SETTLE_SECONDS, self._lease / 3)):
+                    await self.settled.wait()
+            with suppress(*FAILURES):  # its end is told by the last write
+                await self._write(renew=True)
+
+
+def _attempts(answer: Sequence[bytes]) -> dict[str, Attempts]:
+    known: dict[str, Attempts] = {}
+    for name, text in zip(answer[::2], answer[1::2], strict=True):
+        try:
+            known[name.decode()] = Attempts.read(text.decode())
+        except ValueError as error:
+            logger.error("entry %s: what is written of its attempts cannot be read: %s", name, error)
+    return known

@@ -1,0 +1,21 @@
+"""How Redis is found: the entry point ``redis`` of the group ``reliamq.backends``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reliamq.spi import Backend, Capabilities, hookimpl
+from reliamq_redis.backend import CAPABILITIES, RedisBackend
+from reliamq_redis.settings import SCHEMES
+
+
+@hookimpl
+def reliamq_schemes() -> Mapping[str, Capabilities]:
+    """``redis://`` and ``valkey://``, over TLS with an ``s``; ``+sentinel`` and ``+cluster`` behind it."""
+    return dict.fromkeys(SCHEMES, CAPABILITIES)
+
+
+@hookimpl
+def reliamq_backend(url: str, settings: Mapping[str, object]) -> Backend:
+    """Make the backend; opens nothing."""
+    return RedisBackend(url, settings)

@@ -1,0 +1,1 @@
+"""Safe shelter: declaring, and removing what every group has finished."""
