@@ -45,7 +45,7 @@ NODES = 3
 PORTS = range(26_000, 32_000)
 ANSWER_SECONDS = 5.0
 PLUGINS = ("rabbitmq_management", "rabbitmq_management_agent", "rabbitmq_web_dispatch")
-ERLANG_OPTIONS = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
+ERLANG_OPTIONS = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1} net_ticktime 20"
 
 # A plugin has feature flags.  3.10 knows them only once it has loaded the plugin, and a node that in this moment meets
 # another one, which is a little further, makes that one give up its start.
