@@ -136,6 +136,8 @@ class RabbitmqPublisher:
         fates = await link.channel.publish([one for _, one in outgoing], deadline=deadline)
         if link.channel.closed_for is not None:  # perhaps an exchange is gone
             self._topics.forget()
+        if Fate.REFUSED in fates:
+            self._link.renew(number, link.channel)
         alone = len(messages) == 1
         for (index, _), fate in zip(outgoing, fates, strict=True):
             outcomes[index] = _outcome(messages[index], fate, link.channel, alone=alone)

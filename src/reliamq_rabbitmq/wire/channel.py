@@ -47,6 +47,7 @@ MOST_UNCONFIRMED = 20_000
 bounded while a queue has no majority or the broker takes nothing (P6).
 """
 MOST_UNCONFIRMED_BYTES = 64 * 1024 * 1024
+LOOK_SECONDS = 1.0
 SILENT_SECONDS = 20.0
 """What waits for a confirm gives up when none at all came for so long: a node that froze may never give it."""
 FRAME_MAX = 131_072
@@ -174,11 +175,15 @@ class Channel(ClientChannel):
         return waiting.fates
 
     async def _hear_of(self, waiting: _Batch) -> None:
-        """Wait for the confirms, unless the channel is silent for too long, and not because of an alarm."""
-        while not waiting.done.done():
-            left = max(0.1, SILENT_SECONDS - self.silent_seconds)
-            heard, _ = await asyncio.wait({waiting.done}, timeout=left)
-            if not heard and self.silent_seconds >= SILENT_SECONDS and not await is_blocked(self._connection):
+        """Wait for the confirms, unless the channel is silent for too long, and not because of an alarm; or one was
+        refused a while ago: then the node has no way to the queue, and refuses one after the other, each when it has
+        tried.
+        """
+        while not (await asyncio.wait({waiting.done}, timeout=LOOK_SECONDS))[0]:
+            if Fate.REFUSED in waiting.fates:
+                await asyncio.wait({waiting.done}, timeout=LOOK_SECONDS)
+                return
+            if self.silent_seconds >= SILENT_SECONDS and not await is_blocked(self._connection):
                 return
 
     async def _write(self, batch: Sequence[Outgoing], waiting: _Batch) -> int:
@@ -273,6 +278,11 @@ class Channel(ClientChannel):
         waiting, place, size = known
         self._unconfirmed_bytes -= size
         waiting.conclude(place, fate)
+
+    async def idle(self, seconds: float) -> None:
+        """Until nothing is unconfirmed, or the channel ended; at most for so long."""
+        if outstanding := {batch.done for batch, _, _ in self._unconfirmed.values()}:
+            await asyncio.wait(outstanding, timeout=seconds)
 
     @property
     def header_room(self) -> int:

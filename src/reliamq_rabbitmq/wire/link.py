@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from aiormq.connection import Connection
 
 from reliamq.spi import BrokerUnavailable
+from reliamq.spi.closing import keep_until_it_ends
 from reliamq_rabbitmq.settings import RabbitmqSettings
 from reliamq_rabbitmq.wire.channel import SILENT_SECONDS, Channel, is_blocked, open_channel
-from reliamq_rabbitmq.wire.connection import FAILURES, answered, close, connect, unavailable
+from reliamq_rabbitmq.wire.connection import FAILURES, answered, close, close_channel, connect, unavailable
 
 __all__ = ["Link", "Linked", "open_link"]
+
+RENEWED_SECONDS = 60.0
+"""How long a channel that was replaced is kept for what is outstanding on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +105,28 @@ class Link:
             raise unavailable(self._settings, "opening a channel", error) from error
         self._linked[number] = Linked(connection, channel)
 
+    def renew(self, number: int, channel: Channel) -> None:
+        """Have the next user of that number get a new channel; this one is closed when nothing is outstanding on it.
+
+        A node's channel keeps to the leader that a queue had when it published there first, and refuses everything
+        while that one is frozen (RabbitMQ 3.10), although there is a new one.
+        """
+        linked = self._linked.get(number)
+        if linked is not None and linked.channel is channel:
+            del self._linked[number]
+            keep_until_it_ends(asyncio.ensure_future(_close_when_idle(channel)))
+
     async def close(self) -> None:
         """Close the connection.  Bounded."""
         connection, self._connection = self._connection, None
         self._linked.clear()
         if connection is not None:
             await close(connection)
+
+
+async def _close_when_idle(channel: Channel) -> None:
+    await channel.idle(RENEWED_SECONDS)
+    await close_channel(channel)
 
 
 @asynccontextmanager
