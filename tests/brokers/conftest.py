@@ -9,6 +9,7 @@ import pytest
 from tests.brokers.application import Broker
 from tests.servers.kafka import KafkaCluster
 from tests.servers.rabbitmq import RabbitmqCluster
+from tests.servers.redis import RedisServers
 
 SESSION_SECONDS = 6
 
@@ -26,7 +27,11 @@ def on_rabbitmq(cluster: RabbitmqCluster) -> Broker:
     return Broker("rabbitmq", cluster.url, "lanes")
 
 
-ON = {"kafka": on_kafka, "rabbitmq": on_rabbitmq}
+def on_redis(servers: RedisServers) -> Broker:
+    return Broker("redis", servers.url, "lanes")
+
+
+ON = {"kafka": on_kafka, "rabbitmq": on_rabbitmq, "redis": on_redis, "valkey": on_redis}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ON])

@@ -21,6 +21,7 @@ from reliamq.app.guards import Guards, check_effects, open_guards
 from reliamq.app.lifespan import check_lifespan, lifespan_of
 from reliamq.app.locks import DEFAULT_LEASE, check_lock, open_locks
 from reliamq.app.registry import DEFAULT_TIMEOUT, GroupKey, Registry
+from reliamq.app.waiting import once_there
 from reliamq.backends import open_backend
 from reliamq.consuming import DeadLetterDesk, GroupMember, Middleware, Pipeline
 from reliamq.consuming.member import Limits
@@ -186,7 +187,8 @@ class Reliamq:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Connect, declare, audit, open the publisher.
+        """Connect, declare, audit, open the publisher.  A networked broker that cannot be reached is waited for, up to
+        ``start_deadline``.
 
         Raises DurabilityError with all findings (S3), BrokerUnavailable, ConfigurationError.  Cancelled: all is closed
         again.
@@ -197,7 +199,8 @@ class Reliamq:
         async with AsyncExitStack() as stack:
             if self._lifespan is not None:
                 await stack.enter_async_context(lifespan_of(self._lifespan, self))
-            await self._check_shelter()
+            patience = self.settings.start_deadline.total_seconds()
+            await once_there(self.backend, self._check_shelter, patience=patience)
             if self.settings.database is not None:
                 await self.create_tables()
                 self._locks = await stack.enter_async_context(open_locks(self.settings.database))
@@ -267,7 +270,7 @@ class Reliamq:
         from reliamq.database import open_engine
 
         async with open_engine(self._database_url()) as engine:
-            await outbox.create_tables_async(engine)
+            await outbox.create_tables_async(engine, keep=self.settings.outbox.keep is not None)
             await idempotency.create_tables_async(engine)
 
     def _database_url(self) -> str:
@@ -292,7 +295,8 @@ class Reliamq:
         from reliamq.outbox import SqlOutboxStore
 
         async with open_engine(self._database_url()) as engine:
-            yield SqlOutboxStore(engine, max_attempts=self.settings.relay.attempts)
+            settings = self.settings
+            yield SqlOutboxStore(engine, max_attempts=settings.relay.attempts, keep=settings.outbox.keep)
 
     async def run_relay(self, stop: anyio.Event, *, store: OutboxStore | None = None) -> None:
         """Send what the outbox holds until ``stop`` is set (O1–O8).  store: instead of the configured database's."""
@@ -301,7 +305,9 @@ class Reliamq:
         async with AsyncExitStack() as stack:
             if store is None:
                 store = await stack.enter_async_context(self.outbox_store())
-            sender = await stack.enter_async_context(self.backend.publisher())
+            sender = await once_there(
+                self.backend, lambda: stack.enter_async_context(self.backend.publisher()), stop=stop
+            )
             limits = self.settings.relay
             relay = Relay(
                 store, sender, batch=limits.batch, poll=limits.poll, lease=limits.lease, deadline=limits.deadline
@@ -341,7 +347,9 @@ class Reliamq:
             guards = await stack.enter_async_context(
                 open_guards(self.settings, self._registry.all_handlers(), self._lease_store)
             )
-            dead_letters = await stack.enter_async_context(self.backend.dead_letters())
+            dead_letters = await once_there(
+                self.backend, lambda: stack.enter_async_context(self.backend.dead_letters()), stop=stop
+            )
             suspects = Suspects()
             members = [self._member(key, guards, providers, dead_letters, suspects) for key in self._registry.handlers]
             async with anyio.create_task_group() as tasks:

@@ -7,6 +7,7 @@ from; a name that is none of ours is refused; secrets are masked wherever they a
 
 from reliamq.settings.masking import masked as masked
 from reliamq.settings.model import (
+    OutboxSettings as OutboxSettings,
     PublisherSettings as PublisherSettings,
     RelaySettings as RelaySettings,
     Settings as Settings,

@@ -25,7 +25,7 @@ from reliamq.settings.masking import masked
 from reliamq.settings.sources import DELIMITER, PREFIX, OurVariables
 from reliamq.spi import ConfigurationError, Durability
 
-__all__ = ["PublisherSettings", "RelaySettings", "Settings", "WorkerSettings", "load_settings"]
+__all__ = ["OutboxSettings", "PublisherSettings", "RelaySettings", "Settings", "WorkerSettings", "load_settings"]
 
 # Longer ones are slips of the pen, such as milliseconds that were meant.
 DAY, YEARS = timedelta(days=1), timedelta(days=3650)
@@ -89,12 +89,22 @@ class RelaySettings(_Section):
     deadline: Duration = Field(default=timedelta(seconds=30), gt=timedelta(0), le=DAY)
 
 
+class OutboxSettings(_Section):
+    """The outbox table.
+
+    keep: how long sent rows are kept, to be sent again when a broker has lost data (O7); None: they are removed.
+    """
+
+    keep: Duration | None = Field(default=None, gt=timedelta(0), le=YEARS)
+
+
 class Settings(BaseSettings):
     """All settings of an application, read from the environment and files; what is given here wins over them.
 
     broker: URL of the broker.  database: SQLAlchemy URL, where outbox or ``effects="transaction"`` are used.
     durability: what the broker must offer before the application starts; None: replicated on networked brokers, else
         the backend's best.
+    start_deadline: how long a networked broker that cannot be reached is waited for at the start.
     source: CloudEvents source of what is published.
     backends: a section for each backend, checked by the backend.
     Raises ConfigurationError naming each wrong setting, where it came from and what it must be.
@@ -115,9 +125,11 @@ class Settings(BaseSettings):
     broker: str = Field(default="embedded:///reliamq.db", repr=False)
     database: str | None = Field(default=None, repr=False)
     durability: Durability | None = None
+    start_deadline: Duration = Field(default=timedelta(seconds=30), ge=timedelta(0), le=DAY)
     source: str = "reliamq"
     worker: WorkerSettings = WorkerSettings()
     publisher: PublisherSettings = PublisherSettings()
+    outbox: OutboxSettings = OutboxSettings()
     relay: RelaySettings = RelaySettings()
     backends: dict[str, dict[str, Any]] = Field(default_factory=dict, repr=False)
 
