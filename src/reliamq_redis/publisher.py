@@ -39,6 +39,8 @@ PUBLISH = script("publish")
 ROUTES = 2
 """How many batches are under way at once: while one waits for the replicas, another is made."""
 REMEMBERED, LONGEST_REMEMBERED = 10_000, 256
+ANSWER_SECONDS = 0.1
+"""Before the deadline the server ends its waiting, so that it can still say what was reached."""
 MOST_FIELDS = 7_000
 """Names and values: Lua passes on 8,000 at once."""
 
@@ -177,7 +179,7 @@ class RedisPublisher:
             return ""
         replicas = self._settings.replicas if asked is Durability.REPLICATED else 0
         while True:
-            left = deadline - time.monotonic()
+            left = deadline - time.monotonic() - ANSWER_SECONDS
             reached = await pipe.wait(replicas, max(0.001, min(left, self._settings.request_timeout_seconds)))
             if isinstance(reached, Exception):
                 return said(reached)

@@ -1,7 +1,7 @@
 -- Remove what every group has finished and what is older than it must be kept.
 -- KEYS: the stream.
 -- ARGV: milliseconds for which it is kept, how many are removed at most, names of groups that must be there.
--- Returns how many entries were removed, the oldest that a group has not finished, and that group ('' : none);
+-- Returns how many entries were removed, the oldest that a group has not finished ('': none), and that group;
 -- -1 when a group is missing: then nothing is removed, because nobody knows what it has finished.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return {-1, '', ''}
@@ -40,4 +40,8 @@ end
 local time = redis.call('TIME')
 local kept = string.format('%.0f-0', time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1])
 local removed = redis.call('XTRIM', KEYS[1], 'MINID', '~', less(kept, limit) and kept or limit, 'LIMIT', ARGV[2])
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not newest or less(newest[1], limit) then
+  return {removed, '', slowest}
+end
 return {removed, limit, slowest}

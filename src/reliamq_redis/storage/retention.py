@@ -55,7 +55,8 @@ class Trimming:
             return
         if removed:
             logger.debug("%s: removed %d finished entries", stream, removed)
-        self._say_who_stands_still(group.decode(), int(oldest.split(b"-")[0]) / 1000)
+        if oldest:
+            self._say_who_stands_still(group.decode(), int(oldest.split(b"-")[0]) / 1000)
 
     def _say_who_stands_still(self, group: str, oldest: float) -> None:
         now = time.time()

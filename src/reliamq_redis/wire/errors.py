@@ -61,4 +61,6 @@ def why_refused(error: BaseException) -> RejectionReason:
 
 def said(error: BaseException) -> str:
     """The error, in words."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     return str(error) or repr(error)
