@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types imports docs unit soak servers servers-stop format promises bench bench-kafka bench-rabbitmq clean
+.PHONY: demo test lint types imports docs unit soak servers servers-stop format promises bench bench-kafka bench-rabbitmq bench-redis clean
 
 demo: $(VENV)/.installed
 	$(BIN)/reliamq prove
@@ -51,6 +51,10 @@ bench-kafka: $(VENV)/.installed-dev
 bench-rabbitmq: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmarks]'
 	$(BIN)/python -m tests.servers run --only rabbitmq $(BIN)/python -m benchmarks.rabbitmq
+
+bench-redis: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[benchmarks]'
+	$(BIN)/python -m tests.servers run --only redis $(BIN)/python -m benchmarks.redis
 
 # The index of promises in the docs.
 promises: $(VENV)/.installed-dev

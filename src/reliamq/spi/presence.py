@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 from reliamq.spi.errors import BrokerUnavailable
 
-__all__ = ["Presence"]
+__all__ = ["REJOIN_SECONDS", "Presence"]
 
 IDLE_SECONDS = 2.0
 """Whoever asks for nothing and holds nothing for so long lets others have its share."""
