@@ -47,12 +47,10 @@ class LaneLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """token: with which steps are allowed.  died, suspect, position, attempts: as ``acquire.lua`` says."""
+    """died, suspect, attempts: as ``acquire.lua`` says."""
 
-    token: int
     died: bool
     suspect: str
-    position: str
     attempts: dict[str, Attempts]
 
 
@@ -111,7 +109,7 @@ class Lane:
             prefetch=self._settings.prefetch,
         )
         try:
-            await self._read_what_came_before(window, grant)
+            await self._read_what_came_before(window)
             self.window = window  # from now on something may go out
             self._changed()
             await self._serve(window)
@@ -130,8 +128,7 @@ class Lane:
                 anew, died, position, suspect, attempts = rest
                 self._token = token
                 self._check_position(position.decode(), anew=bool(anew))
-                known = _attempts(attempts)
-                return _Grant(token, bool(died), suspect.decode(), position.decode(), known)
+                return _Grant(bool(died), suspect.decode(), _attempts(attempts))
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_SECONDS):
                     await self._ended.wait()
@@ -152,7 +149,7 @@ class Lane:
             )
         self.reached = position
 
-    async def _read_what_came_before(self, window: LaneWindow, grant: _Grant) -> None:
+    async def _read_what_came_before(self, window: LaneWindow) -> None:
         """All that was fetched and is not finished."""
         start = FIRST
         while True:
@@ -163,7 +160,6 @@ class Lane:
                 break
             start = entries[-1][0].decode()
         window.all_came()
-        del grant
 
     def retire(self) -> None:
         """It is wanted elsewhere, or nobody asks any more."""
@@ -197,17 +193,14 @@ class Lane:
             raise LaneLost(f"{self._label} is another member's by now")
 
     def _advance(self, position: str, entries: Sequence[tuple[bytes, Fields]]) -> None:
-        if order_of(position) != order_of(self.reached):
-            before, self.reached = self.reached, position
-            self._label_fall(before, position)
+        """The group is where this member left it, and further now.  Raises LaneLost where it is not."""
+        left = self.reached
+        if order_of(position) < order_of(left):
+            self._check_position(position, anew=False)
+        if order_of(position) != order_of(left):
+            raise LaneLost(f"{self._label} is at {position}, where this member did not leave it ({left})")
         if entries:
             self.reached = entries[-1][0].decode()
-
-    def _label_fall(self, before: str, position: str) -> None:
-        if order_of(position) < order_of(before):
-            self.reached = before
-            self._check_position(position, anew=False)
-        raise LaneLost(f"{self._label} is at {position}, where this member did not leave it ({before})")
 
     async def _pause(self, window: LaneWindow, left: int) -> None:
         """Until there may be something to do: new entries, room, what comes back in so many milliseconds."""

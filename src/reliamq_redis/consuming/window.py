@@ -8,14 +8,14 @@ ids and attempts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reliamq.spi import Entry, Message, Retry, Window
 from reliamq_redis.wire.attempts import NONE, Attempts
-from reliamq_redis.wire.records import Fields, fields_of
+from reliamq_redis.wire.records import fields_of
 
-__all__ = ["Changes", "Held", "LaneWindow"]
+__all__ = ["Changes", "Held", "LaneWindow", "order_of"]
 
 
 @dataclass(slots=True)
@@ -182,7 +182,7 @@ class LaneWindow(Window[Held]):
     def keep_suspects(self) -> None:
         """Of what is unfinished, have that written down which a process may have started on that died."""
         for entry in self.entries():
-            if entry.redelivered:
+            if entry.redelivered and entry.content.id in self._recorded:  # else the mark ``suspect`` says it
                 self.note(entry)
 
     def _attempts(self, entry: Entry[Held]) -> Attempts:
@@ -200,8 +200,3 @@ def order_of(name: str) -> tuple[int, int]:
     """An entry's id as Redis orders it: milliseconds and a number."""
     time, _, number = name.partition("-")
     return int(time), int(number or 0)
-
-
-def names_of(entries: Iterable[tuple[bytes, Fields | None]]) -> Sequence[str]:
-    """Their ids."""
-    return [name.decode() for name, _ in entries]
