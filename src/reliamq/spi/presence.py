@@ -28,13 +28,21 @@ class Presence(ABC):
     """label: whose, for people.  logger: the backend's.
 
     failures: what the client raises when the broker or the way to it fails.
+    rejoin_seconds: the pause before it joins again; each time that it goes wrong doubles it.
     changed: set whenever something may have become possible: messages came, shares changed hands.
     stopping: nobody works on what is handed out any more; set before :meth:`stay` is cancelled.
     had_share: since it joined last, something was its own.
     """
 
-    def __init__(self, label: str, logger: logging.Logger, failures: tuple[type[Exception], ...]) -> None:
-        self.label, self._logger = label, logger
+    def __init__(
+        self,
+        label: str,
+        logger: logging.Logger,
+        failures: tuple[type[Exception], ...],
+        *,
+        rejoin_seconds: float = REJOIN_SECONDS,
+    ) -> None:
+        self.label, self._logger, self._rejoin_seconds = label, logger, rejoin_seconds
         self._failures: tuple[type[Exception], ...] = (*failures, BrokerUnavailable)
         self.changed = asyncio.Event()
         self.stopping = self.had_share = False
@@ -98,7 +106,7 @@ class Presence(ABC):
 
     async def stay(self) -> None:
         """Be in the group while somebody asks; until cancelled, which leaves it cleanly."""
-        pause = REJOIN_SECONDS
+        pause = self._rejoin_seconds
         while True:
             await self._wanted.wait()
             began, self.had_share = time.monotonic(), False
@@ -107,7 +115,7 @@ class Presence(ABC):
                     self._wanted.clear()
                 continue
             went_well = self.had_share or time.monotonic() - began > LONGEST_REJOIN_SECONDS
-            pause = REJOIN_SECONDS if went_well else min(2 * pause, LONGEST_REJOIN_SECONDS)
+            pause = self._rejoin_seconds if went_well else min(2 * pause, LONGEST_REJOIN_SECONDS)
             await asyncio.sleep(pause)
 
     async def _joined(self) -> bool:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiokafka
@@ -24,6 +24,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time, to_its_end
+from reliamq.spi.presence import Presence
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_of
 from reliamq_kafka.consuming.window import PartitionWindow, now
@@ -36,11 +37,8 @@ __all__ = ["Membership"]
 
 logger = logging.getLogger("reliamq.kafka")
 POLL_MILLISECONDS = 100
-IDLE_SECONDS = 2.0
-"""Whoever asks for nothing and holds nothing for so long lets others have its partitions."""
 HEARTBEATS_PER_SESSION = 20
-REJOIN_SECONDS, LONGEST_REJOIN_SECONDS = 0.5, 15.0
-"""Each time that it goes wrong doubles the pause: joining disturbs all other members."""
+REJOIN_SECONDS = 0.5
 SETTLE_SECONDS = 2.0
 """How long a group waits for what a member has and has not started; it gives that back as soon as it comes to it."""
 HANDOVER_SHARE = 0.8
@@ -77,82 +75,42 @@ class _Listener(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]  # th
             self._membership.note(assigned)
 
 
-class Membership:
+class Membership(Presence):
     """windows: by partition, those that are this member's.
 
     recalled: the group wants partitions back, or settles who has them; nothing may be handed out or started.
-    changed: set whenever something may have become possible: records came, partitions changed hands.
     settled: set whenever a delivery has ended.
-    stopping: nobody works on what is handed out any more; set before :meth:`stay` is cancelled.
     """
 
     def __init__(self, admin: Admin, settings: KafkaSettings, topic: str, group: str) -> None:
-        self._admin, self._settings = admin, settings
-        self._topic, self._name, self._group = topic, group, group_id(topic, group)
+        self._group = group_id(topic, group)
+        # Joining disturbs all other members
+        super().__init__(f"group {self._group}", logger, (KafkaError, OSError), rejoin_seconds=REJOIN_SECONDS)
+        self._admin, self._settings, self._topic, self._name = admin, settings, topic, group
         self.windows: dict[int, PartitionWindow] = {}
         self.commits = Commits(settings, topic, self._group, self.windows)
-        self.recalled = self.stopping = False
-        self.changed, self.settled = asyncio.Event(), asyncio.Event()
+        self.recalled, self.settled = False, asyncio.Event()
         self._assigned: Collection[TopicPartition] | None = None
-        self._wanted = asyncio.Event()
-        self._receivers, self._asked_at = 0, time.monotonic()
-        self._failure: BrokerUnavailable | None = None
 
-    # --- who asks --------------------------------------------------------------------------------------------------
+    def unavailable(self, what: str, error: BaseException) -> BrokerUnavailable:
+        """The error for callers."""
+        if isinstance(error, BrokerUnavailable):
+            return error
+        return BrokerUnavailable(self._settings.url, f"{what}: {error!r}")
 
-    @asynccontextmanager
-    async def asking(self) -> AsyncIterator[None]:
-        """Somebody waits for records: be a member meanwhile."""
-        self._receivers += 1
-        self._wanted.set()
-        try:
-            yield
-        finally:
-            self._receivers -= 1
-            self._asked_at = time.monotonic()
+    def handed(self) -> int:
+        """How many deliveries are handed out and not settled."""
+        return sum(window.handed for window in self.windows.values())
 
     def abandon(self) -> None:
         """Leases ran out: unless somebody asks, nobody is there any more."""
-        self._asked_at = time.monotonic() - IDLE_SECONDS
+        super().abandon()
         self.settled.set()
-        self.changed.set()
-
-    def check(self) -> None:
-        """Raise what keeps this member out of the group, once."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def _is_idle(self) -> bool:
-        return not self._receivers and not self._handed() and time.monotonic() - self._asked_at >= IDLE_SECONDS
-
-    def _handed(self) -> int:
-        return sum(window.handed for window in self.windows.values())
 
     # --- in the group ----------------------------------------------------------------------------------------------
 
-    async def stay(self) -> None:
-        """Be in the group while somebody asks; until cancelled, which leaves it cleanly."""
-        pause = REJOIN_SECONDS
-        while True:
-            await self._wanted.wait()
-            began = time.monotonic()
-            try:
-                await self._join_and_fetch()
-            except (KafkaError, OSError, BrokerUnavailable) as error:
-                logger.warning("group %s: out of the group, joining again: %r", self._group, error)
-                self._failure = _unavailable(self._settings.url, error)
-            except Exception as error:  # a fault of ours or the client's: whoever receives must hear of it, not wait
-                logger.exception("group %s: out of the group, joining again", self._group)
-                self._failure = BrokerUnavailable(self._settings.url, f"the member of {self._group} failed: {error!r}")
-            else:
-                continue
-            self.changed.set()
-            went_well = time.monotonic() - began > LONGEST_REJOIN_SECONDS
-            pause = REJOIN_SECONDS if went_well else min(2 * pause, LONGEST_REJOIN_SECONDS)
-            await asyncio.sleep(pause)
-
-    async def _join_and_fetch(self) -> None:
+    async def join(self) -> None:
+        """Fetch what is this member's until nobody asks any more."""
         consumer, listener = self._new_consumer(), _Listener(self)
         consumer.subscribe([self._topic], listener=listener)
         try:
@@ -181,7 +139,7 @@ class Membership:
         )
 
     async def _fetch_until_idle(self, consumer: AIOKafkaConsumer) -> None:
-        while not self._is_idle():
+        while not self.is_idle():
             if self._assigned is not None:
                 await self._restore(consumer, self._assigned)
             self._keep_bounds(consumer)
@@ -190,7 +148,6 @@ class Membership:
             )
             for part, records in batches.items():
                 self._take_in(part.partition, records)
-        self._wanted.clear()
 
     def _take_in(self, number: int, records: Sequence[ConsumerRecord]) -> None:
         window = self.windows.get(number)
@@ -242,7 +199,7 @@ class Membership:
 
     async def _wait_for_handlers(self) -> None:
         began = time.monotonic()
-        while self._handed():
+        while self.handed():
             started = any(window.started for window in self.windows.values())
             patience = self._settings.rebalance_timeout_seconds * HANDOVER_SHARE if started else SETTLE_SECONDS
             left = began + patience - time.monotonic()
@@ -258,7 +215,7 @@ class Membership:
 
         Where a handler still runs, they must record its starts, as after a crash.
         """
-        self.commits.clean = self.stopping or not self._handed()
+        self.commits.clean = self.stopping or not self.handed()
         self.commits.allowed.set()
         try:
             if self.windows:
@@ -346,7 +303,3 @@ class Membership:
             self.windows.pop(number, None)
         self.commits.forget(partitions)
         self.changed.set()
-
-
-def _unavailable(url: str, error: Exception) -> BrokerUnavailable:
-    return error if isinstance(error, BrokerUnavailable) else BrokerUnavailable(url, repr(error))
