@@ -21,11 +21,13 @@ from reliamq.spi import (
     BrokenPlugin,
     Capabilities,
     ConfigurationError,
+    Durability,
+    Leases,
     MissingExtra,
     UnknownScheme,
 )
 
-__all__ = ["InstalledBackend", "installed_backends", "open_backend"]
+__all__ = ["InstalledBackend", "installed_backends", "open_backend", "open_leases"]
 
 OUR_DISTRIBUTION = "reliamq"
 
@@ -50,15 +52,46 @@ def open_backend(url: str, sections: Mapping[str, Mapping[str, object]] | None =
     Raises UnknownScheme, MissingExtra, BrokenPlugin; ConfigurationError for a URL that the backend refuses and for a
     section of no installed backend.
     """
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        raise ConfigurationError(f"broker {scheme!r} is no URL; write something like embedded:///app.db")
-    _check_sections(sections or {})
-    point, plugins = _plugin_for(scheme.lower())
-    backend = plugins.hook.reliamq_backend(url=url, settings=dict((sections or {}).get(point.name, {})))
+    point, plugins, section = _found("broker", url, sections or {}, "embedded:///app.db")
+    backend = plugins.hook.reliamq_backend(url=url, settings=section)
     if not isinstance(backend, Backend):
         raise BrokenPlugin(point.name, f"reliamq_backend gave {type(backend).__name__}, which is no Backend")
     return backend
+
+
+def open_leases(
+    url: str,
+    sections: Mapping[str, Mapping[str, object]] | None = None,
+    *,
+    durability: Durability = Durability.REPLICATED,
+) -> Leases:
+    """Make what keeps leases and locks at the URL; no I/O.
+
+    sections: configuration by backend name.  durability: what a lease and the mark of an effect must survive.
+    Raises as :func:`open_backend` does, and ConfigurationError for a URL whose backend keeps no leases.
+    """
+    point, plugins, section = _found("leases", url, sections or {}, "redis://host")
+    if not plugins.hook.reliamq_leases.get_hookimpls():
+        raise ConfigurationError(
+            f"'{point.name}' keeps no leases; name a backend that does, such as redis://host, or leave 'leases' out "
+            "and set 'database'"
+        )
+    leases = plugins.hook.reliamq_leases(url=url, settings=section, durability=durability)
+    if not isinstance(leases, Leases):
+        raise BrokenPlugin(point.name, f"reliamq_leases gave {type(leases).__name__}, which is no Leases")
+    return leases
+
+
+def _found(
+    what: str, url: str, sections: Mapping[str, Mapping[str, object]], example: str
+) -> tuple[EntryPoint, pluggy.PluginManager, dict[str, object]]:
+    """The plugin that serves the URL, and its section."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ConfigurationError(f"{what} {scheme!r} is no URL; write something like {example}")
+    _check_sections(sections)
+    point, plugins = _plugin_for(scheme.lower())
+    return point, plugins, dict(sections.get(point.name, {}))
 
 
 def installed_backends() -> Sequence[InstalledBackend]:

@@ -7,11 +7,11 @@ always the database's (O8), as seconds since 1970.  What is stored is left to th
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Double, Engine, MetaData, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Double, Engine, MetaData, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -129,12 +129,12 @@ def wait_for_writers(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-def create_missing_tables(connection: Connection, metadata: MetaData) -> None:
-    """Create the tables of ``metadata`` that are not there, in the connection's transaction."""
+def create_missing_tables(connection: Connection, metadata: MetaData, tables: Sequence[Table] | None = None) -> None:
+    """Create the tables of ``metadata`` that are not there, in the connection's transaction.  tables: only these."""
     if connection.dialect.name == "postgresql":
         # Several processes start at once; without it their CREATE TABLE IF NOT EXISTS can collide.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832001)")
-    metadata.create_all(connection)
+    metadata.create_all(connection, tables)
 
 
 def is_retriable(error: BaseException) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reliamq.spi import Backend, Capabilities, hookimpl
+from reliamq.spi import Backend, Capabilities, Durability, Leases, hookimpl
 from reliamq_redis.backend import CAPABILITIES, RedisBackend
+from reliamq_redis.leases.opening import RedisLeases
 from reliamq_redis.settings import SCHEMES
 
 
@@ -19,3 +20,9 @@ def reliamq_schemes() -> Mapping[str, Capabilities]:
 def reliamq_backend(url: str, settings: Mapping[str, object]) -> Backend:
     """Make the backend; opens nothing."""
     return RedisBackend(url, settings)
+
+
+@hookimpl
+def reliamq_leases(url: str, settings: Mapping[str, object], durability: Durability) -> Leases:
+    """Make what keeps leases and locks; opens nothing."""
+    return RedisLeases(url, settings, durability)

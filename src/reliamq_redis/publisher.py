@@ -28,8 +28,8 @@ from reliamq_redis.catalog.names import lane_of, slot_of, stream_of
 from reliamq_redis.catalog.topics import TopicFacts, read_facts
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
-from reliamq_redis.wire.errors import FAILURES, is_elsewhere, said, why_refused
-from reliamq_redis.wire.pipe import Pipe, Unfinished, open_pipe
+from reliamq_redis.wire.errors import FAILURES, explained, is_elsewhere, is_forbidden, said, why_refused
+from reliamq_redis.wire.pipe import ANSWER_SECONDS, Pipe, Unfinished, open_pipe
 from reliamq_redis.wire.records import fields_of
 from reliamq_redis.wire.servers import Address, Servers, open_servers
 
@@ -39,8 +39,6 @@ PUBLISH = script("publish")
 ROUTES = 2
 """How many batches are under way at once: while one waits for the replicas, another is made."""
 REMEMBERED, LONGEST_REMEMBERED = 10_000, 256
-ANSWER_SECONDS = 0.1
-"""Before the deadline the server ends its waiting, so that it can still say what was reached."""
 MOST_FIELDS = 7_000
 """Names and values: Lua passes on 8,000 at once."""
 
@@ -115,8 +113,7 @@ class RedisPublisher:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 facts = await read_facts(self._servers, message.topic)
         except (*FAILURES, BrokerUnavailable, ValueError, KeyError) as error:
-            detail = f"topic '{message.topic}' cannot be looked up: {said(error)}"
-            return Rejection(message.id, RejectionReason.UNAVAILABLE, detail, error)
+            return _not_sent(self._settings, message, f"topic '{message.topic}' cannot be looked up", error)
         if facts is None:
             self._facts.pop(message.topic, None)
             return _unroutable(message)
@@ -127,7 +124,8 @@ class RedisPublisher:
         """The route's connection to that server, made again if it has ended."""
         pipe = self._pipes.get((route, address))
         if pipe is None or pipe.lost:
-            pipe = self._pipes[route, address] = await open_pipe(self._servers.client(address))
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                pipe = self._pipes[route, address] = await open_pipe(self._servers.client(address))
         return pipe
 
     # --- sending ---------------------------------------------------------------------------------------------------
@@ -161,7 +159,9 @@ class RedisPublisher:
         for index, message in messages.items():
             facts = self._facts[message.topic]
             stream = self._stream(message, facts)
-            lane = lanes.get(stream) or lanes.setdefault(stream, _Lane(message.topic, stream, facts.durability))
+            lane = lanes.get(stream) or lanes.setdefault(
+                stream, _Lane(self._settings, message.topic, stream, facts.durability)
+            )
             try:
                 lane.add(index, message)
             except ValueError as error:
@@ -210,7 +210,8 @@ class _Lane:
     answers: for each an entry's id, None where nobody would receive it, or the server's error.
     """
 
-    def __init__(self, topic: str, stream: str, durability: Durability) -> None:
+    def __init__(self, settings: RedisSettings, topic: str, stream: str, durability: Durability) -> None:
+        self._settings = settings
         self.topic, self.stream, self.durability = topic, stream, durability
         self.messages: dict[int, Message] = {}
         self.arguments: list[Any] = []
@@ -239,37 +240,40 @@ class _Lane:
     def outcomes(self, unsafe: str) -> Mapping[int, Outcome]:
         """unsafe: why what is stored is not confirmed; empty: it is."""
         return {
-            index: _outcome(message, answer, unsafe)
+            index: self._outcome(message, answer, unsafe)
             for (index, message), answer in zip(self.messages.items(), self.answers, strict=True)
         }
 
     def interrupted(self, error: BaseException, *, written: bool) -> Mapping[int, Outcome]:
         """written: they may be stored, unless the server said before that they are not."""
         return {
-            index: _interrupted(message, answer, error, written=written)
+            index: self._interrupted(message, answer, error) if written else self._not_sent(message, error)
             for (index, message), answer in zip(self.messages.items(), chain(self.answers, repeat(b"")), strict=False)
         }
 
+    def _outcome(self, message: Message, answer: Any, unsafe: str) -> Outcome:
+        if answer is None:
+            return _unroutable(message)
+        if isinstance(answer, Exception):
+            detail = f"the server refuses it: {explained(self._settings, answer)}"
+            return Rejection(message.id, why_refused(answer), detail, answer)
+        if unsafe:
+            return InDoubt(message.id, f"stored, and not confirmed: {unsafe}")
+        return Confirmation(message.id, _said(answer))
 
-def _outcome(message: Message, answer: Any, unsafe: str) -> Outcome:
-    if answer is None:
-        return _unroutable(message)
-    if isinstance(answer, Exception):
-        return Rejection(message.id, why_refused(answer), f"the server refuses it: {said(answer)}", answer)
-    return (
-        InDoubt(message.id, f"stored, and not confirmed: {unsafe}")
-        if unsafe
-        else Confirmation(message.id, _said(answer))
-    )
+    def _interrupted(self, message: Message, answer: Any, error: BaseException) -> Outcome:
+        if isinstance(answer, bytes):
+            return InDoubt(message.id, f"sent, and not confirmed: {said(error)}", error)
+        return self._outcome(message, answer, "")
+
+    def _not_sent(self, message: Message, error: BaseException) -> Rejection:
+        return _not_sent(self._settings, message, "not sent", error)
 
 
-def _interrupted(message: Message, answer: Any, error: BaseException, *, written: bool) -> Outcome:
-    if not written:
-        detail = f"not sent: {said(error) or 'the server took nothing in time'}"
-        return Rejection(message.id, RejectionReason.UNAVAILABLE, detail, error)
-    if isinstance(answer, bytes):
-        return InDoubt(message.id, f"sent, and not confirmed: {said(error)}", error)
-    return _outcome(message, answer, "")
+def _not_sent(settings: RedisSettings, message: Message, what: str, error: BaseException) -> Rejection:
+    """Before anything could be stored."""
+    reason = RejectionReason.REFUSED if is_forbidden(error) else RejectionReason.UNAVAILABLE
+    return Rejection(message.id, reason, f"{what}: {explained(settings, error)}", error)
 
 
 def _said(answer: bytes) -> str:

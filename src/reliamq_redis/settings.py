@@ -132,7 +132,7 @@ def _place(kind: Deployment, parts: BrokerUrl) -> Mapping[str, object]:
 
 def _checked(url: str, values: Mapping[str, object]) -> RedisSettings:
     lanes = values.get("lanes")
-    if isinstance(lanes, str) and lanes.isdigit():  # from the URL's query; a choice among numbers converts nothing
+    if isinstance(lanes, str) and lanes.isdecimal():  # from the URL's query; a choice among numbers converts nothing
         values = {**values, "lanes": int(lanes)}
     if values.get("password") and not values.get("username"):
         values = {**values, "username": "default"}  # whose a password is that comes without a user

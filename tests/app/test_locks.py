@@ -17,31 +17,45 @@ pytestmark = pytest.mark.anyio
 moment = timedelta(milliseconds=50)
 
 
+REDIS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("redis", "valkey")]
+
+
+@pytest.fixture(params=["database", *REDIS])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Reliamq:
+    """By what keeps its locks."""
+    broker = f"memory://{uuid.uuid4()}"
+    if request.param == "database":
+        return Reliamq(Settings(broker=broker, database=f"sqlite:///{tmp_path}/database.db"))
+    servers = request.getfixturevalue(request.param)
+    return Reliamq(Settings(broker=broker, leases=servers.url, durability="replicated"))
+
+
 @pytest.fixture
-def app(tmp_path: Path) -> Reliamq:
-    return Reliamq(Settings(broker=f"memory://{uuid.uuid4()}", database=f"sqlite:///{tmp_path}/database.db"))
+def name() -> str:
+    """Of a lock that nobody had."""
+    return f"nightly {uuid.uuid4()}"
 
 
-async def test_one_holds_a_lock_and_each_holder_gets_a_newer_token(app: Reliamq) -> None:
+async def test_one_holds_a_lock_and_each_holder_gets_a_newer_token(app: Reliamq, name: str) -> None:
     """I4"""
     async with app:
-        async with app.lock("nightly") as first:
-            with pytest.raises(TimeoutError, match="nightly"):
-                async with app.lock("nightly", wait=moment):
+        async with app.lock(name) as first:
+            with pytest.raises(TimeoutError, match=name):
+                async with app.lock(name, wait=moment):
                     pass
-            async with app.lock("hourly", wait=moment):
+            async with app.lock(f"not {name}", wait=moment):
                 pass
-        async with app.lock("nightly", lease=timedelta(seconds=1), wait=moment) as second:
+        async with app.lock(name, lease=timedelta(seconds=1), wait=moment) as second:
             assert second.value > first.value
 
 
-async def test_many_tasks_take_turns(app: Reliamq) -> None:
+async def test_many_tasks_take_turns(app: Reliamq, name: str) -> None:
     """I4"""
     inside = most = 0
 
     async def enter() -> None:
         nonlocal inside, most
-        async with app.lock("door"):
+        async with app.lock(name):
             inside += 1
             most = max(most, inside)
             await anyio.sleep(0.005)
@@ -54,12 +68,12 @@ async def test_many_tasks_take_turns(app: Reliamq) -> None:
     assert most == 1
 
 
-async def test_an_error_in_the_block_goes_on_as_it_was_and_gives_the_lock_back(app: Reliamq) -> None:
+async def test_an_error_in_the_block_goes_on_as_it_was_and_gives_the_lock_back(app: Reliamq, name: str) -> None:
     async with app:
         with pytest.raises(ValueError, match="mine"):
-            async with app.lock("door"):
+            async with app.lock(name):
                 raise ValueError("mine")
-        async with app.lock("door", wait=moment):
+        async with app.lock(name, wait=moment):
             pass
 
 

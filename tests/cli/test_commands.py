@@ -277,7 +277,8 @@ def test_outbox_status_of_an_empty_outbox(run: Run) -> None:
 
     done = run("outbox", "status", "--app", "orders:app", "--json")
 
-    assert json.loads(done.stdout) == {"waiting": 0, "parked": 0, "oldest_seconds": None}
+    nothing = {"waiting": 0, "parked": 0, "oldest_seconds": None, "kept": 0, "kept_since": None}
+    assert json.loads(done.stdout) == nothing
 
 
 def _dead(run: Run) -> list[dict[str, str]]:

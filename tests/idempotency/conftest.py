@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reliamq.idempotency.tables import processed
 from reliamq.spi import ProcessedId
 
 _numbers = itertools.count(1)
+_run = uuid.uuid4().hex  # some stores outlive a run
 every_driver = pytest.mark.parametrize("database", ["sqlite", "psycopg", "asyncpg"], indirect=True)
 
 
@@ -73,7 +75,7 @@ def sync_engine(engine: AsyncEngine, database: str) -> Iterator[Engine]:
 
 
 def identity(message_id: str | None = None, *, handler: str = "handler", group: str = "g") -> ProcessedId:
-    return ProcessedId("topic", group, handler, message_id or f"message-{next(_numbers)}")
+    return ProcessedId("topic", group, handler, message_id or f"message-{_run}-{next(_numbers)}")
 
 
 def record(one: ProcessedId) -> Callable[[AsyncSession], Awaitable[None]]:

@@ -2,21 +2,25 @@
 
 Run as ``python -m tests.idempotency.effect_process DATABASE MESSAGE_ID STAGE GUARD``.  At the stage ("inside": the
 effect is made and not committed; "after": all is committed; "race": right before it starts) it writes the stage's name
-and reads a line from its input.  At the end it writes "True" or "False": whether the effect was its own.
+and reads a line from its input.  At the end it writes "True" or "False": whether the effect was its own; "lost" when
+its lease was.  DATABASE: with GUARD "lease" also the URL of what keeps leases.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import anyio
 
+from reliamq.backends import open_leases
 from reliamq.database import open_engine
 from reliamq.idempotency import LeaseGuard, SqlLeaseStore, TransactionGuard
-from reliamq.spi import EffectBusy, ProcessedId
+from reliamq.spi import EffectBusy, IdempotencyStore, LeaseLost, ProcessedId
 
 from .conftest import Effect
 
@@ -32,32 +36,45 @@ def halt(stage: str, at: str) -> None:
 
 async def main(database: str, message_id: str, stage: str, guard: str) -> None:
     one = ProcessedId("topic", "g", "handler", message_id)
+    run = in_transaction if guard == "transaction" else under_lease
+    sys.stdout.write(f"{await run(database, one, stage)}\n")
 
-    async def in_transaction(session: Any) -> None:
-        session.add(Effect(message_id=message_id, pid=os.getpid()))
+
+async def in_transaction(database: str, one: ProcessedId, stage: str) -> bool:
+    async def effect(session: Any) -> None:
+        session.add(Effect(message_id=one.message_id, pid=os.getpid()))
         await session.flush()
-        halt("inside", stage)
-
-    async def under_lease(_token: Any) -> None:
         halt("inside", stage)
 
     async with open_engine(database) as engine:
         await engine.dispose()
         halt("race", stage)
-        if guard == "transaction":
-            applied = await TransactionGuard(engine).apply(one, in_transaction)
-        else:
-            applied = await _under_lease(SqlLeaseStore(engine), one, under_lease)
+        applied = await TransactionGuard(engine).apply(one, effect)
         halt("after", stage)
-    sys.stdout.write(f"{applied}\n")
+    return applied
 
 
-async def _under_lease(store: SqlLeaseStore, one: ProcessedId, effect: Any) -> bool:
-    async with LeaseGuard(store, lease=LEASE) as guard:
+async def under_lease(database: str, one: ProcessedId, stage: str) -> bool | str:
+    async def effect(_token: Any) -> None:
+        halt("inside", stage)
+
+    async with open_store(database) as store, LeaseGuard(store, lease=LEASE) as guard:
         try:
             return await guard.apply(one, effect)
         except EffectBusy:
             return False
+        except LeaseLost:
+            return "lost"
+
+
+@asynccontextmanager
+async def open_store(database: str) -> AsyncIterator[IdempotencyStore]:
+    if database.startswith(("sqlite", "postgresql")):
+        async with open_engine(database) as engine:
+            yield SqlLeaseStore(engine)
+    else:
+        async with open_leases(database).idempotency_store(remember=timedelta(days=1)) as store:
+            yield store
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import anyio
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reliamq.idempotency import MemoryLeaseStore
-from reliamq.spi import LeaseGrant, LeaseState, ProcessedId
+from reliamq.spi import IdempotencyStore, LeaseGrant, LeaseState, ProcessedId
 
 NAMES = ("x", "y")
 KEEP = 50.0
@@ -18,22 +19,28 @@ picks = st.integers(0, 50)
 
 
 class Leases(RuleBasedStateMachine):
-    """grants: all that were ever given, by name; the last one is the only one that may still act."""
+    """Of any store.
+
+    now: seconds, by the store's clock.
+    grants: all that were ever given, by name; the last one is the only one that may still act.
+    """
+
+    store: IdempotencyStore
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.store = MemoryLeaseStore(clock=lambda: self.now)
         self.grants: dict[str, list[LeaseGrant]] = {name: [] for name in NAMES}
         self.until: dict[str, float] = dict.fromkeys(NAMES, 0.0)
         self.done: dict[str, bytes] = {}
         self.done_until: dict[str, float] = {}
 
     def call(self, function, *arguments, **named):  # type: ignore[no-untyped-def]
-        async def awaited():  # type: ignore[no-untyped-def]
-            return await function(*arguments, **named)
+        """Await a method of the store."""
+        raise NotImplementedError
 
-        return anyio.run(awaited)
+    def identity(self, name: str) -> ProcessedId:
+        return ProcessedId("t", "g", "h", name)
 
     def pick(self, name: str, number: int) -> tuple[LeaseGrant, bool] | None:
         """One of the grants, and whether it is the newest of an effect that is not done."""
@@ -45,7 +52,7 @@ class Leases(RuleBasedStateMachine):
 
     @rule(name=names, seconds=st.integers(0, 10))
     def acquire(self, name: str, seconds: int) -> None:
-        answer = self.call(self.store.acquire, ProcessedId("t", "g", "h", name), lease=timedelta(seconds=seconds))
+        answer = self.call(self.store.acquire, self.identity(name), lease=timedelta(seconds=seconds))
         if name in self.done:
             assert answer == LeaseState(done=True, result=self.done[name])
         elif self.until[name] > self.now:
@@ -85,6 +92,18 @@ class Leases(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
 
+
+class LeasesInMemory(Leases):
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: MemoryLeaseStore = MemoryLeaseStore(clock=lambda: self.now)
+
+    def call(self, function: Any, *arguments: Any, **named: Any) -> Any:
+        async def awaited() -> Any:
+            return await function(*arguments, **named)
+
+        return anyio.run(awaited)
+
     @rule()
     def clean(self) -> None:
         gone = [name for name, end in self.done_until.items() if end <= self.now]
@@ -98,5 +117,5 @@ class Leases(RuleBasedStateMachine):
         assert len(self.store._entries) <= len(NAMES)
 
 
-TestLeases = Leases.TestCase
+TestLeases = LeasesInMemory.TestCase
 TestLeases.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

@@ -80,6 +80,13 @@ def store(engine: AsyncEngine) -> SqlOutboxStore:
     return SqlOutboxStore(engine, max_attempts=2)
 
 
+@pytest.fixture
+async def keeping(engine: AsyncEngine) -> SqlOutboxStore:
+    """The same outbox, whose sent rows are kept for a day."""
+    await outbox.create_tables_async(engine, keep=True)
+    return SqlOutboxStore(engine, max_attempts=2, keep=timedelta(days=1))
+
+
 async def add(engine: AsyncEngine, *chosen: tuple[str, int]) -> list[str]:
     """Add messages, each (account, number), in one transaction."""
     async with AsyncSession(engine) as session, session.begin():

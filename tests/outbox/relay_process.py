@@ -1,7 +1,8 @@
 """A relay in a process of its own, which says where it is and waits there to be killed, stopped or let go on.
 
-Run as ``python -m tests.outbox.relay_process DATABASE BROKER STAGE LEASE``.  At the stage ("claimed", "sent" or
-"settled") it writes the stage's name to its output and reads a line from its input before it goes on.
+Run as ``python -m tests.outbox.relay_process DATABASE BROKER STAGE LEASE [KEEP]``.  At the stage ("claimed", "sent" or
+"settled") it writes the stage's name to its output and reads a line from its input before it goes on.  KEEP: for how
+many seconds sent rows are kept.  At the stage "replaying" it relays nothing, but replays, and waits in the middle.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import anyio
+from sqlalchemy import event
 
 from reliamq.backends import open_backend
 from reliamq.database import open_engine
 from reliamq.outbox import Relay, SqlOutboxStore
 from reliamq.spi import OutboxRow, Rejection
+
+
+def say_and_wait(stage: str) -> None:
+    """Blocks the whole process, as a SIGSTOP or a long collection would."""
+    sys.stdout.write(f"{stage}\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
 
 
 class HaltingStore(SqlOutboxStore):
@@ -25,9 +34,7 @@ class HaltingStore(SqlOutboxStore):
 
     def _halt(self, stage: str) -> None:
         if stage == self.halt_at:
-            sys.stdout.write(f"{stage}\n")
-            sys.stdout.flush()
-            sys.stdin.readline()  # blocks the whole process, as a SIGSTOP or a long collection would
+            say_and_wait(stage)
 
     async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
         rows = await super().claim(relay, limit=limit, lease=lease)
@@ -43,12 +50,20 @@ class HaltingStore(SqlOutboxStore):
         self._halt("settled")
 
 
-async def main(database: str, broker: str, stage: str, lease: str) -> None:
+async def main(database: str, broker: str, stage: str, lease: str, keep: str | None = None) -> None:
     backend = open_backend(broker)
     async with open_engine(database) as engine, backend.publisher() as publisher:
-        store = HaltingStore(engine)
-        store.halt_at = stage
-        await Relay(store, publisher, batch=5, lease=timedelta(seconds=float(lease))).run(anyio.Event())
+        store = HaltingStore(engine, keep=None if keep is None else timedelta(seconds=float(keep)))
+        if stage != "replaying":
+            store.halt_at = stage
+            await Relay(store, publisher, batch=5, lease=timedelta(seconds=float(lease))).run(anyio.Event())
+
+        @event.listens_for(engine.sync_engine, "before_cursor_execute")
+        def halt_between_the_two_halves(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("DELETE"):
+                say_and_wait(stage)
+
+        await store.replay(since=timedelta(hours=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Claims against a model: whatever writers, relays, verdicts and lost leases do, a key keeps its order (O3, O5)."""
+"""Claims against a model: whatever writers, relays, verdicts, lost leases and replays do, a key keeps its order (O3,
+O5, O7).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reliamq import outbox
 from reliamq.database import open_engine
-from reliamq.outbox import OutboxMessage, SqlOutboxStore
+from reliamq.outbox import OutboxMessage, SentMessage, SqlOutboxStore
 from reliamq.outbox.table import OutboxLease
 from reliamq.spi import OutboxRow, Rejection, RejectionReason
 
@@ -27,17 +29,15 @@ LEASE = timedelta(hours=1)
 KEYS, RELAYS = "abcd", ("one", "two", "three")
 Step = tuple[Any, ...]
 
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.sampled_from(KEYS)),
-        st.tuples(st.just("claim"), st.sampled_from(RELAYS), st.integers(1, 6)),
-        st.tuples(st.just("settle"), st.sampled_from(RELAYS), st.lists(st.sampled_from("cccrtd"), min_size=1)),
-        st.tuples(st.just("expire"), st.sampled_from(RELAYS)),
-        st.tuples(st.just("due")),
-    ),
-    min_size=8,
-    max_size=30,
+own_steps = (
+    st.tuples(st.just("add"), st.sampled_from(KEYS)),
+    st.tuples(st.just("claim"), st.sampled_from(RELAYS), st.integers(1, 6)),
+    st.tuples(st.just("settle"), st.sampled_from(RELAYS), st.lists(st.sampled_from("cccrtd"), min_size=1)),
+    st.tuples(st.just("expire"), st.sampled_from(RELAYS)),
+    st.tuples(st.just("due")),
 )
+steps = st.lists(st.one_of(*own_steps), min_size=8, max_size=30)
+steps_with_replays = st.lists(st.one_of(*own_steps, st.tuples(st.just("replay"))), min_size=8, max_size=30)
 
 
 @dataclass
@@ -49,12 +49,18 @@ class Row:
 
 @dataclass
 class Model:
-    """waiting: each key's rows, in order.  hands: what each relay claimed last.  live: whose leases still hold."""
+    """waiting: each key's rows, in order.  hands: what each relay claimed last.  live: whose leases still hold.
+
+    sent: each key's rows that are kept; None: they are not.  current: relays whose claims are from after the last
+    replay.
+    """
 
     waiting: dict[str, list[Row]] = field(default_factory=lambda: {key: [] for key in KEYS})
     hands: dict[str, list[OutboxRow]] = field(default_factory=lambda: {relay: [] for relay in RELAYS})
     live: set[str] = field(default_factory=set)
     added: int = 0
+    sent: dict[str, list[Row]] | None = None
+    current: set[str] = field(default_factory=set)
 
     def sendable(self) -> list[str]:
         return [key for key, rows in self.waiting.items() if rows and not rows[0].waits_for_retry]
@@ -75,18 +81,30 @@ class Model:
         if self.sendable() and not self.live - {relay}:
             assert claimed
 
-    def judge(self, one: OutboxRow, verdict: str) -> None:
+    def judge(self, relay: str, one: OutboxRow, verdict: str) -> None:
         row = self.row(one)
-        if row is None:
+        if row is None or (verdict == "c" and self.sent is not None and relay not in self.current):
             return
         rows = self.waiting[order_of(one).account]
         if verdict == "c":
             rows.remove(row)
+            if self.sent is not None:
+                self.sent[order_of(one).account].append(row)
         elif verdict == "r":
             row.attempts = one.attempts + 1
             row.waits_for_retry = row.attempts < MAX_ATTEMPTS
             if not row.waits_for_retry:
                 rows.remove(row)  # parked
+
+    def replay(self) -> int:
+        """Sent rows wait again, each in its place."""
+        assert self.sent is not None
+        again = {key: [Row(row.number) for row in rows] for key, rows in self.sent.items()}
+        for key, rows in again.items():
+            self.waiting[key] = sorted(self.waiting[key] + rows, key=lambda row: row.number)
+            self.sent[key] = []
+        self.current.clear()
+        return sum(map(len, again.values()))
 
 
 def order_of(one: OutboxRow) -> Order:
@@ -103,15 +121,21 @@ def url(tmp_path: Path) -> str:
 def test_whatever_relays_do_claims_are_prefixes_of_keys_that_no_other_live_relay_holds(
     url: str, steps: list[Step]
 ) -> None:
-    anyio.run(_play, url, steps)
+    anyio.run(_play, url, steps, None)
 
 
-async def _play(url: str, steps: list[Step]) -> None:
-    model = Model()
+@given(steps=steps_with_replays)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_relays_do_a_replay_brings_back_each_sent_row_in_its_place(url: str, steps: list[Step]) -> None:
+    anyio.run(_play, url, steps, LEASE)
+
+
+async def _play(url: str, steps: list[Step], keep: timedelta | None) -> None:
+    model = Model(sent=None if keep is None else {key: [] for key in KEYS})
     async with open_engine(url) as engine:
-        await outbox.create_tables_async(engine)
+        await outbox.create_tables_async(engine, keep=True)
         await _clear(engine)
-        store = SqlOutboxStore(engine, max_attempts=MAX_ATTEMPTS)
+        store = SqlOutboxStore(engine, max_attempts=MAX_ATTEMPTS, keep=keep)
         for kind, *arguments in steps:
             await PLAYS[kind](engine, store, model, *arguments)
         await _finish(engine, store, model)
@@ -128,6 +152,7 @@ async def _claim(_engine: AsyncEngine, store: SqlOutboxStore, model: Model, rela
     assert len(claimed) <= limit
     model.check_claim(relay, claimed)
     model.hands[relay] = claimed
+    model.current.add(relay)
     if claimed:
         model.live.add(relay)
 
@@ -148,7 +173,7 @@ async def _settle(
         if verdict in "rt":
             reason = RejectionReason.INVALID if verdict == "r" else RejectionReason.UNAVAILABLE
             rejected.append((one, Rejection(one.message.id, reason, "no")))
-        model.judge(one, verdict)
+        model.judge(relay, one, verdict)
     await store.settle(relay, confirmed=confirmed, rejected=rejected)
     model.hands[relay] = []
     model.live.discard(relay)
@@ -169,11 +194,15 @@ async def _due(engine: AsyncEngine, _store: SqlOutboxStore, model: Model) -> Non
             row.waits_for_retry = False
 
 
-PLAYS = {"add": _add, "claim": _claim, "settle": _settle, "expire": _expire, "due": _due}
+async def _replay(_engine: AsyncEngine, store: SqlOutboxStore, model: Model) -> None:
+    assert await store.replay(since=LEASE) == model.replay()
+
+
+PLAYS = {"add": _add, "claim": _claim, "settle": _settle, "expire": _expire, "due": _due, "replay": _replay}
 
 
 async def _finish(engine: AsyncEngine, store: SqlOutboxStore, model: Model) -> None:
-    """In the end everything that was neither confirmed nor parked goes, and nothing else."""
+    """In the end everything that was neither confirmed nor parked goes, and nothing else; what was, is kept."""
     for relay in RELAYS:
         await _expire(engine, store, model, relay)
     await _due(engine, store, model)
@@ -184,9 +213,13 @@ async def _finish(engine: AsyncEngine, store: SqlOutboxStore, model: Model) -> N
             sent[order_of(one).account].append(order_of(one).number)
         await store.settle("last", confirmed=rows, rejected=[])
     assert sent == left
+    if model.sent is not None:
+        once_sent = sum(map(len, model.sent.values())) + sum(map(len, left.values()))
+        assert await store.replay(since=LEASE) == once_sent
 
 
 async def _clear(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         await connection.execute(delete(OutboxMessage))
+        await connection.execute(delete(SentMessage))
         await connection.execute(update(OutboxLease).values(owner=None, until=0.0))

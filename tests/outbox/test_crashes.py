@@ -23,7 +23,7 @@ from reliamq.spi import Backend, Durability, GroupSpec, TopicSpec
 from .conftest import Order, Recorder, add, drain, firsts, until
 
 pytestmark = pytest.mark.anyio
-LEASE = timedelta(seconds=30)
+LEASE, KEEP = timedelta(seconds=30), timedelta(hours=1)
 SHORT_LEASE_SECONDS = 1.0
 
 
@@ -37,11 +37,14 @@ async def backend(tmp_path: Path) -> Backend:
 
 
 @asynccontextmanager
-async def relay_process(database: str, backend: Backend, stage: str) -> AsyncIterator[anyio.abc.Process]:
-    """A relay that has come to ``stage`` and waits there; killed at the end."""
+async def relay_process(
+    database: str, backend: Backend, stage: str, keep: timedelta | None = None
+) -> AsyncIterator[anyio.abc.Process]:
+    """A relay that has come to ``stage`` and waits there; killed at the end.  keep: how long it keeps sent rows."""
     command = [sys.executable, "-m", "tests.outbox.relay_process", database, backend.url, stage]
+    command += [str(SHORT_LEASE_SECONDS)] if keep is None else [str(SHORT_LEASE_SECONDS), str(keep.total_seconds())]
     async with await anyio.open_process(
-        [*command, str(SHORT_LEASE_SECONDS)], stdin=subprocess.PIPE, stderr=None, cwd=Path(__file__).parents[2]
+        command, stdin=subprocess.PIPE, stderr=None, cwd=Path(__file__).parents[2]
     ) as process:
         try:
             await _line(process, stage)
@@ -82,6 +85,48 @@ async def test_a_killed_relays_rows_are_sent_by_the_next_with_the_same_ids_and_i
     assert {message_id for message_id, _, _ in found} == set(added)
     for offset, account in enumerate("abc"):
         assert firsts([number for _, of, number in found if of == account]) == list(range(offset, 30, 3))
+
+
+@pytest.mark.parametrize("stage", ["claimed", "sent", "settled"])
+async def test_a_relay_killed_on_replayed_rows_loses_none_of_them(
+    engine: AsyncEngine, keeping: SqlOutboxStore, database: str, backend: Backend, stage: str
+) -> None:
+    """O4, O7"""
+    added = await add(engine, *(("abc"[number % 3], number) for number in range(30)))
+    await drain(keeping, Recorder())  # to a broker that has lost everything since
+    assert await keeping.replay(since=KEEP) == 30
+    async with relay_process(database, backend, stage, KEEP) as process:
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+
+    async with backend.publisher() as publisher:
+        with anyio.fail_after(20):
+            await drain(keeping, publisher)
+
+    found = await arrived(backend)
+    assert {message_id for message_id, _, _ in found} == set(added)
+    for offset, account in enumerate("abc"):
+        assert firsts([number for _, of, number in found if of == account]) == list(range(offset, 30, 3))
+    assert (await keeping.status()).kept == 30
+
+
+async def test_a_replay_that_is_killed_has_changed_nothing_and_can_be_repeated(
+    engine: AsyncEngine, keeping: SqlOutboxStore, database: str, backend: Backend
+) -> None:
+    """O7"""
+    added = await add(engine, *(("abc"[number % 3], number) for number in range(30)))
+    await drain(keeping, Recorder())
+    async with relay_process(database, backend, "replaying", KEEP) as process:
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+
+    status = await keeping.status()
+    assert (status.waiting, status.kept) == (0, 30)
+    with anyio.fail_after(20):  # the dead one's locks are gone
+        assert await keeping.replay(since=KEEP) == 30
+    again = Recorder()
+    await drain(keeping, again)
+    assert {one.id for one in again.stored} == set(added)
 
 
 async def test_a_relay_that_stood_still_after_its_claim_sends_nothing_of_it(

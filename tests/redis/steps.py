@@ -15,7 +15,7 @@ import anyio
 
 from reliamq import Rejected, Unconfirmed
 from reliamq.publishing.publisher import ConfirmingPublisher
-from reliamq.spi import Ack, BrokerUnavailable, GroupSpec, Message, TopicSpec
+from reliamq.spi import Ack, BrokerUnavailable, DeadLetterRecord, GroupSpec, Message, TopicSpec
 from reliamq_redis.consuming.subscription import open_subscription
 from reliamq_redis.publisher import open_publisher
 from reliamq_redis.settings import RedisSettings
@@ -35,6 +35,13 @@ async def declare(settings: RedisSettings, *groups: str, **fields: Any) -> str:
 def message(topic: str, text: str, key: str | None = "k", **fields: Any) -> Message:
     values: dict[str, Any] = {"id": str(uuid.uuid4()), "type": "Order", "source": "tests", "time": datetime.now(UTC)}
     return Message(topic, text.encode(), key=None if key is None else key.encode(), **{**values, **fields})
+
+
+def record_of(topic: str, text: str, **fields: Any) -> DeadLetterRecord:
+    """A dead letter of the group ``g``."""
+    values: dict[str, Any] = {"reason": "no", "traceback": "", "attempts": 3, "died_at": datetime.now(UTC)}
+    values |= {"message": message(topic, text), "group": "g", "handler": "handler", "position": "0/1-0"}
+    return DeadLetterRecord(**{**values, **fields})
 
 
 async def drain(settings: RedisSettings, topic: str, at_least: int, *, idle: float = 1.0) -> Sequence[Message]:

@@ -16,10 +16,11 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 import anyio
 from pydantic import BaseModel
 
-from reliamq.app.departure import open_publisher
+from reliamq.app.departure import check_keep, open_publisher
 from reliamq.app.guards import Guards, check_effects, open_guards
+from reliamq.app.leases import check_kept, open_locks
 from reliamq.app.lifespan import check_lifespan, lifespan_of
-from reliamq.app.locks import DEFAULT_LEASE, check_lock, open_locks
+from reliamq.app.locks import DEFAULT_LEASE, check_lock
 from reliamq.app.registry import DEFAULT_TIMEOUT, GroupKey, Registry
 from reliamq.app.waiting import once_there
 from reliamq.backends import open_backend
@@ -66,7 +67,7 @@ class Reliamq:
 
     settings: None reads them from the environment and files.
     backend: a ready one instead of the one that ``settings.broker`` names; for tests and for wrapping.
-    lease_store: where ``effects="lease"`` keeps its leases; None: the database.
+    lease_store: where ``effects="lease"`` keeps its leases; None: where ``settings.leases`` says, or in the database.
     lifespan: an async context manager function, entered before and left after everything else of a run.
     Raises ConfigurationError naming what is wrong.
     """
@@ -196,6 +197,7 @@ class Reliamq:
         if self._stack is not None:
             raise ConfigurationError("the application is open already")
         check_effects(self.settings, self._registry.all_handlers(), self._lease_store)
+        check_keep(self.settings, self._registry.all_handlers())
         async with AsyncExitStack() as stack:
             if self._lifespan is not None:
                 await stack.enter_async_context(lifespan_of(self._lifespan, self))
@@ -203,7 +205,9 @@ class Reliamq:
             await once_there(self.backend, self._check_shelter, patience=patience)
             if self.settings.database is not None:
                 await self.create_tables()
-                self._locks = await stack.enter_async_context(open_locks(self.settings.database))
+            self._locks = await once_there(
+                self.backend, lambda: stack.enter_async_context(open_locks(self.settings)), patience=patience
+            )
             self._publisher = await stack.enter_async_context(open_publisher(self.backend, self.settings.publisher))
             self._stack = stack.pop_all()
         return self
@@ -323,12 +327,12 @@ class Reliamq:
 
         lease: how long it stays held without renewal, which happens by itself; others get it that long after a crash.
         wait: how long to wait for another holder, then TimeoutError.
-        Needs a database and the open application, else ConfigurationError.  When the lease is lost nevertheless, the
-        block is cancelled and LeaseLost raised on leaving; hand the token to what you guard, so that it can refuse an
-        older one.
+        Needs ``leases`` or a database in the settings and the open application, else ConfigurationError.  When the
+        lease is lost nevertheless, the block is cancelled and LeaseLost raised on leaving; hand the token to what you
+        guard, so that it can refuse an older one.
         """
         check_lock(name, lease, wait)
-        self._database_url()
+        check_kept(self.settings, "a lock")
         if self._locks is None:
             raise ConfigurationError("the application is not open; use locks inside 'async with app:'")
         return self._locks.hold(name, lease=lease, wait=wait)
@@ -344,8 +348,11 @@ class Reliamq:
             raise ConfigurationError("there is nothing to run: the application has no handlers")
         async with AsyncExitStack() as stack:
             providers = await stack.enter_async_context(self._registry.open_providers())
-            guards = await stack.enter_async_context(
-                open_guards(self.settings, self._registry.all_handlers(), self._lease_store)
+            handlers = self._registry.all_handlers()
+            guards = await once_there(
+                self.backend,
+                lambda: stack.enter_async_context(open_guards(self.settings, handlers, self._lease_store)),
+                stop=stop,
             )
             dead_letters = await once_there(
                 self.backend, lambda: stack.enter_async_context(self.backend.dead_letters()), stop=stop

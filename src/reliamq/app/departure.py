@@ -1,20 +1,43 @@
-"""The publisher of an open application: made when it opens, drained when it closes (P7)."""
+"""What leaves an open application: its publisher, made when it opens and drained when it closes (P7), and whether sent
+rows may be kept for so long (O7).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 
+from reliamq.handlers import Handler
 from reliamq.publishing import ConfirmingPublisher
-from reliamq.settings import PublisherSettings
-from reliamq.spi import Backend
+from reliamq.settings import PublisherSettings, Settings
+from reliamq.spi import Backend, ConfigurationError
 
-__all__ = ["open_publisher"]
+__all__ = ["check_keep", "open_publisher"]
 
 logger = logging.getLogger("reliamq")
+
+
+def check_keep(settings: Settings, handlers: Sequence[Handler]) -> None:
+    """Refuse to keep sent rows for longer than ``handlers`` know what they have processed (I5, O7).
+
+    A row that is sent again at the end of its window may be retried and become a dead letter as any other.  Other
+    applications that consume it have settings of their own.  Raises ConfigurationError.
+    """
+    keep, worker = settings.outbox.keep, settings.worker
+    longest = [handler.retry.longest() for handler in handlers if handler.effects != "repeatable"]
+    if keep is None or not longest:
+        return
+    needed = keep + max(longest) + worker.replay_horizon
+    if worker.processed_window < needed:
+        raise ConfigurationError(
+            f"worker.processed_window is {worker.processed_window}, but sent rows may be sent again for {keep} "
+            f"(outbox.keep), their retries may take {max(longest)} and dead letters may be replayed for "
+            f"{worker.replay_horizon} after that: a message could take effect twice. Set it to at least {needed}, or "
+            "keep sent rows for less"
+        )
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import anyio
 
+from reliamq.app.leases import check_kept, open_lease_store
 from reliamq.handlers import Handler
 from reliamq.idempotency.cleaning import Cleanable
 from reliamq.settings import Settings
@@ -35,15 +36,17 @@ class Guards:
 
 
 def check_effects(settings: Settings, handlers: Sequence[Handler], lease_store: IdempotencyStore | None) -> None:
-    """Raises ConfigurationError when there is no database for what ``handlers`` ask for, or too short a window (I5)."""
+    """Raises ConfigurationError when there is no place for what ``handlers`` ask for, or too short a window (I5)."""
     from reliamq.idempotency import check_window
 
     kept = [handler for handler in handlers if handler.effects != "repeatable"]
     if not kept:
         return
-    for handler in kept:
-        if handler.effects == "transaction" or lease_store is None:
-            _database(settings, handler.effects)
+    wanted = {handler.effects for handler in kept}
+    if "transaction" in wanted:
+        _database(settings)
+    if "lease" in wanted and lease_store is None:
+        check_kept(settings, 'effects="lease"')
     longest = max(handler.retry.longest() for handler in kept)
     check_window(settings.worker.processed_window, longest, settings.worker.replay_horizon)
 
@@ -73,7 +76,7 @@ async def _transaction_guard(
     from reliamq.database import open_engine, open_sync_engine
     from reliamq.idempotency import TransactionGuard
 
-    url = _database(settings, "transaction")
+    url = _database(settings)
     kinds = {handler.is_async for handler in handlers if handler.effects == "transaction"}
     engine = await stack.enter_async_context(open_engine(url))
     sync_engine = stack.enter_context(open_sync_engine(url)) if False in kinds else None
@@ -85,21 +88,19 @@ async def _transaction_guard(
 async def _lease_guard(
     settings: Settings, store: IdempotencyStore | None, stack: AsyncExitStack, cleaning: list[Cleanable]
 ) -> EffectGuard:
-    from reliamq.database import open_engine
-    from reliamq.idempotency import LeaseGuard, SqlLeaseStore
+    from reliamq.idempotency import LeaseGuard
 
     if store is None:
-        engine = await stack.enter_async_context(open_engine(_database(settings, "lease")))
-        store = SqlLeaseStore(engine, remember=settings.worker.processed_window)
+        store = await stack.enter_async_context(open_lease_store(settings))
     cleaning.append(store)
     guard = LeaseGuard(store, lease=settings.worker.lease, keep=settings.worker.processed_window)
     return await stack.enter_async_context(guard)
 
 
-def _database(settings: Settings, effects: str) -> str:
+def _database(settings: Settings) -> str:
     if settings.database is None:
         raise ConfigurationError(
-            f'effects="{effects}" needs a database to remember processed ids in; set RELIAMQ_DATABASE or '
-            "'database' in reliamq.toml" + (", or give Reliamq a lease_store" if effects == "lease" else "")
+            'effects="transaction" needs a database to remember processed ids in; set RELIAMQ_DATABASE or '
+            "'database' in reliamq.toml"
         )
     return settings.database

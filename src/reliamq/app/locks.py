@@ -1,15 +1,12 @@
-"""Locks on the application's database, for what must run in one place at a time (I4)."""
+"""What a lock for what must run in one place at a time is asked for with (I4)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from reliamq.spi import DistributedLock
 from reliamq.spi.arguments import check_time, need
 
-__all__ = ["DEFAULT_LEASE", "check_lock", "open_locks"]
+__all__ = ["DEFAULT_LEASE", "check_lock"]
 
 DEFAULT_LEASE = timedelta(seconds=30)
 MAX_NAME_CHARACTERS = 255  # the column's width
@@ -21,13 +18,3 @@ def check_lock(name: str, lease: timedelta, wait: timedelta) -> None:
     need(fine, "lock: name", f"1 to {MAX_NAME_CHARACTERS} printable characters", name)
     check_time(f"lock '{name}': lease", lease)
     check_time(f"lock '{name}': wait", wait, may_be_zero=True)
-
-
-@asynccontextmanager
-async def open_locks(database: str) -> AsyncIterator[DistributedLock]:
-    """Locks on an engine of their own."""
-    from reliamq.database import open_engine
-    from reliamq.idempotency import SqlLock
-
-    async with open_engine(database) as engine:
-        yield SqlLock(engine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import anyio
 
@@ -12,7 +12,7 @@ from reliamq.app import Reliamq
 from reliamq.cli.serving import serve
 from reliamq.cli.target import Target, load_shared_app, run_async
 from reliamq.settings import masked
-from reliamq.spi import OutboxRow, OutboxStatus, OutboxStore, ParkedRow, Rejection
+from reliamq.spi import KeptWindow, OutboxRow, OutboxStatus, OutboxStore, ParkedRow, Rejection
 
 __all__ = ["relay"]
 
@@ -81,3 +81,19 @@ class _Counted:
     async def requeue(self, message_ids: Sequence[str] | None) -> int:
         """As it is."""
         return await self._store.requeue(message_ids)
+
+    async def kept(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> KeptWindow:
+        """As it is."""
+        return await self._store.kept(since=since, until=until, topic=topic)
+
+    async def replay(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> int:
+        """As it is."""
+        return await self._store.replay(since=since, until=until, topic=topic)
+
+    async def clean(self, *, limit: int) -> int:
+        """As it is."""
+        return await self._store.clean(limit=limit)

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 from sqlalchemy.exc import SQLAlchemyError
 
-from reliamq.spi import ConfigurationError
+from reliamq.spi import ConfigurationError, StoreUnavailable
 
 __all__ = ["Cleanable", "check_window", "run_cleaning"]
 
@@ -37,7 +37,7 @@ async def run_cleaning(stores: Sequence[Cleanable], *, every: timedelta, stop: a
             try:
                 while await store.clean(limit=CHUNK) == CHUNK:
                     await anyio.lowlevel.checkpoint()  # others first
-            except (SQLAlchemyError, OSError) as error:  # no mark is needed gone; the next round tries again
+            except (SQLAlchemyError, OSError, StoreUnavailable) as error:  # no mark need be gone; the next round tries
                 logger.warning("cleaning up processed ids waits: %s", error)
         with anyio.move_on_after(every.total_seconds()):
             await stop.wait()

@@ -18,7 +18,16 @@ import anyio
 import anyio.to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
-from reliamq.spi import EffectBusy, FencingToken, IdempotencyStore, LeaseGrant, LeaseLost, LeaseState, ProcessedId
+from reliamq.spi import (
+    EffectBusy,
+    FencingToken,
+    IdempotencyStore,
+    LeaseGrant,
+    LeaseLost,
+    LeaseState,
+    ProcessedId,
+    StoreUnavailable,
+)
 
 __all__ = ["LeaseGuard", "RepeatableGuard"]
 
@@ -75,6 +84,8 @@ class LeaseGuard:
             grant = await self._store.acquire(identity, lease=self._lease)
         except (SQLAlchemyError, OSError) as error:  # the store is away; nothing has started, so it is no attempt
             raise EffectBusy(OUTAGE_PAUSE, f"the lease store cannot be reached ({type(error).__name__})") from error
+        except StoreUnavailable as error:  # as above; it says more, and no secret
+            raise EffectBusy(OUTAGE_PAUSE, f"the lease store cannot be used: {error}") from error
         if isinstance(grant, LeaseState):
             if grant.done:
                 return False

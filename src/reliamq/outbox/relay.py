@@ -33,6 +33,7 @@ class Relay:
     batch: rows claimed at once.  poll: how long to sleep when nothing waits.  lease: after which a dead relay's rows
     are free.
     deadline: how long a batch may wait for its confirms; at most half the lease counts, so that a live relay keeps it.
+    clean_every: how often to look for kept rows whose window is over (O7); while there are more, after each batch.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Relay:
         poll: timedelta = timedelta(milliseconds=100),
         lease: timedelta = timedelta(seconds=15),
         deadline: timedelta = timedelta(seconds=30),
+        clean_every: timedelta = timedelta(seconds=10),
         name: str | None = None,
     ) -> None:
         self._store, self._publisher = store, publisher
         self._batch, self._poll, self._lease = batch, poll.total_seconds(), lease
         self._patience = min(deadline.total_seconds(), lease.total_seconds() / 2)
+        self._clean_every, self._clean_at = clean_every.total_seconds(), time.monotonic()
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     async def run(self, stop: anyio.Event) -> None:
@@ -58,6 +61,7 @@ class Relay:
         """
         pause = FIRST_PAUSE_SECONDS
         while not stop.is_set():
+            await self._clean()
             try:
                 # Counted from before the claim: one who was paused after it must not send what is others' by now.
                 deadline = time.monotonic() + self._patience
@@ -73,6 +77,20 @@ class Relay:
             pause = FIRST_PAUSE_SECONDS
             if not rows:
                 await _sleep_unless(stop, self._poll)
+
+    async def _clean(self) -> None:
+        """Remove kept rows whose window is over: at most two for each that a batch sends, so that removing keeps up and
+        sending goes on.
+        """
+        if time.monotonic() < self._clean_at:
+            return
+        try:
+            removed = await self._store.clean(limit=2 * self._batch)
+        except (SQLAlchemyError, OSError) as error:  # no row is needed gone, and sending must not wait for it
+            logger.warning("removing old sent rows waits: %s", error)
+            removed = 0
+        if removed < 2 * self._batch:
+            self._clean_at = time.monotonic() + self._clean_every
 
     async def _relay(self, rows: Sequence[OutboxRow], deadline: float) -> bool:
         """Send and settle one claim; False when the broker took nothing, so that waiting beats asking again."""

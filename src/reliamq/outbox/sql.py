@@ -1,4 +1,4 @@
-"""The relay's side of the outbox table: claim, settle, look after.
+"""The relay's side of the outbox table: claim, settle, look after.  What becomes of sent rows is in ``sent``.
 
 A relay leases *buckets* of keys for one batch, by the database's clock (O8): relays share the work without talking to
 each other, and a dead one's share is free when its lease ends.  No lock and no transaction is held while a broker is
@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
 from reliamq.database import READING, now_seconds
+from reliamq.outbox.sent import CHUNK, SentRows, chunks
 from reliamq.outbox.table import OutboxLease, OutboxMessage
-from reliamq.spi import Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
+from reliamq.spi import ConfigurationError, KeptWindow, Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
 from reliamq.spi.messages import NO_HEADERS
 
 __all__ = ["SqlOutboxStore"]
 
-CHUNK = 400  # values in one IN list: below every database's limit
 LONGEST_RETRY_SECONDS = 300.0
 FAIRNESS = 4  # a bucket may give that many times its even share of a claim, so that a full one is not starved
 MAX_ERROR_CHARACTERS = 2_000
@@ -35,15 +35,25 @@ _waiting = row.parked_at.is_(None)
 
 
 class SqlOutboxStore:
-    """The OutboxStore contract on a SQL database.  max_attempts: rejections of one row before it is parked (O5)."""
+    """The OutboxStore contract on a SQL database.
 
-    def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10) -> None:
+    max_attempts: rejections of one row before it is parked (O5).
+    keep: how long sent rows are kept, to be sent again (O7); None: they are removed, and the tables for it not needed.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10, keep: timedelta | None = None) -> None:
         self._engine, self._max_attempts = engine, max_attempts
+        self._sent = None if keep is None else SentRows(engine, keep)
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
     async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
-        """See :meth:`reliamq.spi.OutboxStore.claim`.  One transaction."""
+        """See :meth:`reliamq.spi.OutboxStore.claim`.  One transaction.
+
+        Raises ConfigurationError when rows are to be kept and the database lacks the tables for it.
+        """
+        if self._sent is not None:
+            await self._sent.check()
         if not await self._anything_to_send():
             return []
         async with self._engine.begin() as connection:
@@ -55,8 +65,9 @@ class SqlOutboxStore:
                 .where(lease_of.bucket.in_(buckets))
                 .values(owner=relay, until=now_seconds() + lease.total_seconds())
             )
+            replays = 0 if self._sent is None else await self._sent.replays(connection)
             found = await connection.execute(*_first_rows(buckets, limit))
-            return [_outbox_row(one) for one in found]
+            return [_outbox_row(one, replays) for one in found]
 
     async def _anything_to_send(self) -> bool:
         """An idle relay must not take a write lock each time it looks."""
@@ -78,10 +89,12 @@ class SqlOutboxStore:
         self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]
     ) -> None:
         """See :meth:`reliamq.spi.OutboxStore.settle`.  One transaction."""
-        positions = sorted(one.position for one in confirmed)
         async with self._engine.begin() as connection:
-            for start in range(0, len(positions), CHUNK):
-                await connection.execute(delete(row).where(row.position.in_(positions[start : start + CHUNK])))
+            if self._sent is None:
+                for positions in chunks(sorted(one.position for one in confirmed)):
+                    await connection.execute(delete(row).where(row.position.in_(positions)))
+            else:
+                await self._sent.take_over(connection, confirmed)
             for one, rejection in rejected:
                 await connection.execute(self._after_rejection(one, rejection))
             await connection.execute(
@@ -103,6 +116,8 @@ class SqlOutboxStore:
 
     async def status(self) -> OutboxStatus:
         """See :meth:`reliamq.spi.OutboxStore.status`."""
+        if self._sent is not None:
+            await self._sent.check()
         query = select(
             func.count(),
             func.count(row.parked_at),
@@ -111,7 +126,8 @@ class SqlOutboxStore:
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
             every, parked, oldest = (await connection.execute(query)).one()
-        return OutboxStatus(every - parked, parked, None if oldest is None else max(0.0, float(oldest)))
+            kept, since = (0, None) if self._sent is None else await self._sent.count(connection)
+        return OutboxStatus(every - parked, parked, None if oldest is None else max(0.0, float(oldest)), kept, since)
 
     async def parked(self, *, limit: int) -> Sequence[ParkedRow]:
         """See :meth:`reliamq.spi.OutboxStore.parked`."""
@@ -134,6 +150,32 @@ class SqlOutboxStore:
                 chosen = change.where(row.message_id.in_(message_ids[start : start + CHUNK]))
                 done += int((await connection.execute(chosen)).rowcount)
             return done
+
+    # --- sent rows -------------------------------------------------------------------------------------------------
+
+    async def kept(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> KeptWindow:
+        """See :meth:`reliamq.spi.OutboxStore.kept`."""
+        return await self._sent_rows().window(since, until, topic)
+
+    async def replay(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> int:
+        """See :meth:`reliamq.spi.OutboxStore.replay`."""
+        return await self._sent_rows().replay(since, until, topic)
+
+    async def clean(self, *, limit: int) -> int:
+        """See :meth:`reliamq.spi.OutboxStore.clean`."""
+        return 0 if self._sent is None else await self._sent.clean(limit)
+
+    def _sent_rows(self) -> SentRows:
+        if self._sent is None:
+            raise ConfigurationError(
+                "sent rows are not kept, so there is nothing to send again; set outbox.keep, such as '1d', and what is "
+                "sent from then on can be"
+            )
+        return self._sent
 
 
 def _held_back() -> Any:
@@ -186,7 +228,7 @@ def _first_rows(buckets: Sequence[int], limit: int) -> tuple[Select[Any], dict[s
     return _first_rows_of(len(buckets)), {**chosen, "share": share, "limit": limit}
 
 
-def _outbox_row(found: Any) -> OutboxRow:
+def _outbox_row(found: Any, replays: int = 0) -> OutboxRow:
     message = Message(
         topic=found.topic,
         body=bytes(found.body),
@@ -200,4 +242,4 @@ def _outbox_row(found: Any) -> OutboxRow:
         only_group=found.only_group,
         headers=MappingProxyType(json.loads(found.headers)) if found.headers else NO_HEADERS,
     )
-    return OutboxRow(found.position, message, found.attempts)
+    return OutboxRow(found.position, message, found.attempts, replays)

@@ -1,12 +1,14 @@
-"""The outbox's two tables, as SQLAlchemy metadata.
+"""The outbox's tables, as SQLAlchemy metadata.
 
-``reliamq_outbox`` holds the messages, ``reliamq_outbox_lease`` who sends which share of the keys.  Times are the
-database's clock in seconds since 1970.  Reading and writing them is left to ``add`` and ``sql``.
+``reliamq_outbox`` holds the messages, ``reliamq_outbox_lease`` who sends which share of the keys.  Where sent rows are
+kept (O7) there are two more: ``reliamq_outbox_sent`` and ``reliamq_outbox_replay``.  Times are the database's clock in
+seconds since 1970.  Reading and writing them is left to ``add``, ``sql`` and ``sent``.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 from sqlalchemy import (
     BigInteger,
@@ -20,16 +22,30 @@ from sqlalchemy import (
     String,
     Text,
     insert,
+    inspect,
     select,
     text,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from reliamq.database import create_missing_tables, now_seconds
-from reliamq.spi import Message
+from reliamq.spi import ConfigurationError, Message
 
-__all__ = ["BUCKETS", "OutboxLease", "OutboxMessage", "bucket_of", "create_tables", "create_tables_async", "metadata"]
+__all__ = [
+    "BUCKETS",
+    "KEPT_TABLES",
+    "OutboxLease",
+    "OutboxMessage",
+    "OutboxReplay",
+    "SentMessage",
+    "bucket_of",
+    "create_tables",
+    "create_tables_async",
+    "metadata",
+    "what_keeping_lacks",
+]
 
 BUCKETS = 64
 """Shares of the keys that relays take turns on.  Fixed: rows carry their bucket's number."""
@@ -42,7 +58,22 @@ class _Tables(DeclarativeBase):
 metadata = _Tables.metadata
 
 
-class OutboxMessage(_Tables):
+class _MessageColumns:
+    """What a message consists of, the same before and after it was sent."""
+
+    bucket: Mapped[int] = mapped_column(Integer)
+    topic: Mapped[str] = mapped_column(String(255))
+    key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    type: Mapped[str] = mapped_column(String(255))
+    source: Mapped[str] = mapped_column(String(255))
+    time: Mapped[str] = mapped_column(String(40))
+    content_type: Mapped[str] = mapped_column(String(255))
+    only_group: Mapped[str | None] = mapped_column(String(255))
+    headers: Mapped[str | None] = mapped_column(Text)
+    body: Mapped[bytes] = mapped_column(LargeBinary(2**24))
+
+
+class OutboxMessage(_MessageColumns, _Tables):
     """A message on its way.
 
     position: grows within a key in commit order.  bucket: the share that its topic and key belong to.
@@ -75,16 +106,6 @@ class OutboxMessage(_Tables):
         BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
     )
     message_id: Mapped[str] = mapped_column(String(200), unique=True)
-    bucket: Mapped[int] = mapped_column(Integer)
-    topic: Mapped[str] = mapped_column(String(255))
-    key: Mapped[bytes | None] = mapped_column(LargeBinary)
-    type: Mapped[str] = mapped_column(String(255))
-    source: Mapped[str] = mapped_column(String(255))
-    time: Mapped[str] = mapped_column(String(40))
-    content_type: Mapped[str] = mapped_column(String(255))
-    only_group: Mapped[str | None] = mapped_column(String(255))
-    headers: Mapped[str | None] = mapped_column(Text)
-    body: Mapped[bytes] = mapped_column(LargeBinary(2**24))
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     available_at: Mapped[float] = mapped_column(Double, default=0.0)
     parked_at: Mapped[float | None] = mapped_column(Double)
@@ -102,27 +123,87 @@ class OutboxLease(_Tables):
     until: Mapped[float] = mapped_column(Double, default=0.0)
 
 
+class SentMessage(_MessageColumns, _Tables):
+    """A message that a broker has confirmed, kept until its window is over (O7).
+
+    A table of its own, so that nothing that is kept is in the way of what is to be sent.  position: the one that it had
+    in ``reliamq_outbox``, and gets back when it is sent again.  message_id: not unique, because an id may be used again
+    once its row was sent.  sent_at: when its confirm was written down.
+    """
+
+    __tablename__ = "reliamq_outbox_sent"
+    __table_args__ = (Index("reliamq_outbox_sent_at", "sent_at"),)
+
+    position: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False
+    )
+    message_id: Mapped[str] = mapped_column(String(200))
+    sent_at: Mapped[float] = mapped_column(Double)
+
+
+class OutboxReplay(_Tables):
+    """One row: how many replays there have been.  Locked by a replay against confirms that are just written down."""
+
+    __tablename__ = "reliamq_outbox_replay"
+
+    only: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+KEPT_TABLES = (metadata.tables[SentMessage.__tablename__], metadata.tables[OutboxReplay.__tablename__])
+"""What is needed besides where sent rows are kept; a database without them goes on working where they are not."""
+
+_ALWAYS = [table for table in metadata.sorted_tables if table not in KEPT_TABLES]
+
+
 def bucket_of(message: Message) -> int:
     """The share that a message belongs to: one for each (topic, key), so that one relay at a time keeps its order."""
     what = message.id.encode() if message.key is None else message.topic.encode() + b"\0" + message.key
     return zlib.crc32(what) % BUCKETS
 
 
-def create_tables(engine: Engine) -> None:
-    """Create the tables where they are missing, and the rows of the leases."""
+def what_keeping_lacks(connection: Connection) -> list[str]:
+    """What of the tables for sent rows is not there, in words; nothing: all is.  Their one row is made at the start."""
+    there = inspect(connection)
+    tables = [f"table {table.name}" for table in KEPT_TABLES if not there.has_table(table.name)]
+    if not tables and connection.scalar(select(OutboxReplay.only)) is None:
+        return [f"row in table {OutboxReplay.__tablename__}"]
+    return tables
+
+
+def create_tables(engine: Engine, *, keep: bool = False) -> None:
+    """Create the tables where they are missing, and the rows of the leases.
+
+    keep: also those of sent rows, which ``outbox.keep`` needs (O7); ConfigurationError when they cannot be made.
+    """
     with engine.begin() as connection:
-        _create(connection)
+        _create(connection, keep)
 
 
-async def create_tables_async(engine: AsyncEngine) -> None:
+async def create_tables_async(engine: AsyncEngine, *, keep: bool = False) -> None:
     """The same on an async engine."""
     async with engine.begin() as connection:
-        await connection.run_sync(_create)
+        await connection.run_sync(_create, keep)
 
 
-def _create(connection: Connection) -> None:
-    create_missing_tables(connection, metadata)
+def _create(connection: Connection, keep: bool) -> None:
+    create_missing_tables(connection, metadata, _ALWAYS)
     there = set(connection.scalars(select(OutboxLease.bucket)))
     missing = [{"bucket": bucket, "until": 0.0} for bucket in range(BUCKETS) if bucket not in there]
     if missing:
         connection.execute(insert(OutboxLease), missing)
+    if keep and (lacking := what_keeping_lacks(connection)):
+        _create_for_keeping(connection, lacking)
+
+
+def _create_for_keeping(connection: Connection, lacking: Sequence[str]) -> None:
+    try:
+        create_missing_tables(connection, metadata, KEPT_TABLES)
+    except DBAPIError as error:
+        said = str(error.orig).splitlines()[0]
+        raise ConfigurationError(
+            f"outbox.keep is set, but the database has no {' and no '.join(lacking)}, and it cannot be made: {said}; "
+            "let a migration make it from outbox.metadata"
+        ) from error
+    if connection.scalar(select(OutboxReplay.only)) is None:
+        connection.execute(insert(OutboxReplay).values(only=1))

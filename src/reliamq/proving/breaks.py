@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import anyio
 
@@ -21,6 +21,7 @@ from reliamq.spi import (
     Confirmation,
     DeadLetters,
     Delivery,
+    KeptWindow,
     Message,
     OutboxRow,
     OutboxStatus,
@@ -177,3 +178,19 @@ class ForgetfulOutbox:
     async def requeue(self, message_ids: Sequence[str] | None) -> int:
         """As it is."""
         return await self._store.requeue(message_ids)
+
+    async def kept(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> KeptWindow:
+        """As it is."""
+        return await self._store.kept(since=since, until=until, topic=topic)
+
+    async def replay(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> int:
+        """As it is."""
+        return await self._store.replay(since=since, until=until, topic=topic)
+
+    async def clean(self, *, limit: int) -> int:
+        """As it is."""
+        return await self._store.clean(limit=limit)

@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     """All settings of an application, read from the environment and files; what is given here wins over them.
 
     broker: URL of the broker.  database: SQLAlchemy URL, where outbox or ``effects="transaction"`` are used.
+    leases: URL of where ``effects="lease"`` and locks are kept (a Redis); None: in the database.
     durability: what the broker must offer before the application starts; None: replicated on networked brokers, else
         the backend's best.
     start_deadline: how long a networked broker that cannot be reached is waited for at the start.
@@ -124,6 +125,7 @@ class Settings(BaseSettings):
 
     broker: str = Field(default="embedded:///reliamq.db", repr=False)
     database: str | None = Field(default=None, repr=False)
+    leases: str | None = Field(default=None, repr=False)
     durability: Durability | None = None
     start_deadline: Duration = Field(default=timedelta(seconds=30), ge=timedelta(0), le=DAY)
     source: str = "reliamq"
@@ -154,6 +156,13 @@ class Settings(BaseSettings):
             raise ValueError("is no URL; write something like embedded:///app.db or kafka://host:9092")
         return value
 
+    @field_validator("leases")
+    @classmethod
+    def _leases_are_at_a_url(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError("is no URL; write something like redis://host")
+        return value
+
     @model_validator(mode="after")
     def _two_files(self) -> Settings:
         file = _file_of(self.database) if (self.database or "").startswith("sqlite") else None
@@ -164,6 +173,7 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Any:
         yield "broker", masked(self.broker)
         yield "database", None if self.database is None else masked(self.database)
+        yield "leases", None if self.leases is None else masked(self.leases)
         yield from super().__repr_args__()
 
     @classmethod

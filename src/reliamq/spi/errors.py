@@ -11,6 +11,7 @@
     ├─ DeliveryError           .group .message_id: LeaseLost · Undecodable
     ├─ OutboxError             TransactionRequired
     ├─ NotSupported            the broker cannot do this, ever
+    ├─ StoreUnavailable        leases or locks cannot be reached; what was asked may have been done
     └─ BrokerUnavailable       nothing was tried; safe to wait and repeat
 
 *Certain* and *unknown* are different classes, so that nobody forgets a message that may be lost (P2).  Facts are
@@ -46,6 +47,7 @@ __all__ = [
     "Rejected",
     "ReliamqError",
     "StorageFull",
+    "StoreUnavailable",
     "TooLarge",
     "TransactionRequired",
     "Unconfirmed",
@@ -192,6 +194,18 @@ class NotSupported(ReliamqError):
 class BrokerUnavailable(ReliamqError):
     """The broker could not be reached or opened; nothing was tried, so waiting and repeating is safe.
 
+    url: which, with secrets masked.
+    """
+
+    def __init__(self, url: str, detail: str) -> None:
+        self.url, self.detail = url, detail
+        super().__init__(f"{url}: {detail}")
+
+
+class StoreUnavailable(ReliamqError):
+    """Where leases or locks are kept cannot be reached, or does not keep them as safely as it must.
+
+    What was asked may have been done: a lease that was granted so runs out by itself, and asking again is safe.
     url: which, with secrets masked.
     """
 

@@ -1,4 +1,4 @@
-"""How a backend is found and made: two pluggy hooks.
+"""How a backend is found and made: two pluggy hooks, and a third for one that can keep leases, too.
 
 A backend's module is named by an entry point in the group ``reliamq.backends``; the entry point's name is the
 backend's.  pluggy is for finding and configuring only; the message path is plain typed calls.
@@ -12,6 +12,8 @@ import pluggy
 
 from reliamq.spi.capabilities import Capabilities
 from reliamq.spi.contracts import Backend
+from reliamq.spi.durability import Durability
+from reliamq.spi.stores import Leases
 
 __all__ = ["ENTRY_POINT_GROUP", "WORKER_NUMBER", "BackendHooks", "hookimpl", "hookspec"]
 
@@ -39,4 +41,14 @@ class BackendHooks:
 
         settings: the backend's own section of the configuration, unchecked.
         Raises ConfigurationError naming the field or the part of the URL that is wrong.
+        """
+
+    @hookspec(firstresult=True)
+    def reliamq_leases(  # type: ignore[empty-body]  # as there
+        self, url: str, settings: Mapping[str, object], durability: Durability
+    ) -> Leases:
+        """Make what keeps leases and locks at ``url``; no I/O.  Left out by a backend that cannot.
+
+        settings: as above.  durability: what a lease and the mark of an effect must survive.
+        Raises ConfigurationError as above.
         """

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from reliamq.spi.messages import Message
 from reliamq.spi.outcomes import Rejection
@@ -21,8 +21,11 @@ __all__ = [
     "EffectGuard",
     "FencingToken",
     "IdempotencyStore",
+    "KeptTopic",
+    "KeptWindow",
     "LeaseGrant",
     "LeaseState",
+    "Leases",
     "OutboxRow",
     "OutboxStatus",
     "OutboxStore",
@@ -40,11 +43,14 @@ class OutboxRow:
 
     position: the row's number; grows within a key in commit order, and travels as ``Message.sequence`` (O3).
     attempts: how often a broker has judged and rejected it (O5).
+    replays: how many replays there had been when it was claimed: a confirm from before a replay may be of what the
+        broker has lost, and counts no more (O7).
     """
 
     position: int
     message: Message
     attempts: int
+    replays: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +66,48 @@ class ParkedRow:
 class OutboxStatus:
     """waiting: rows to send.  parked: rows set aside.  oldest_seconds: age of the oldest waiting row, by the database's
     clock.
+
+    kept: sent rows that can be sent again.  kept_since: when the oldest of them was sent (O7).
     """
 
     waiting: int
     parked: int
     oldest_seconds: float | None
+    kept: int = 0
+    kept_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTopic:
+    """Sent rows of one topic: how many, and when the first and the last of them were sent, by the database's clock."""
+
+    topic: str
+    rows: int
+    first_sent_at: datetime
+    last_sent_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KeptWindow:
+    """What is kept of a window of sent rows (O7).
+
+    since, until: where it begins and ends; until None: it has no end.
+    complete_from: what was sent before is gone or going, because rows are kept no
+        longer.
+    oldest_sent_at: when the oldest row that is kept at all was sent, of whatever topic; None: none is kept.
+    topics: the window's rows, by topic.
+    """
+
+    since: datetime
+    until: datetime | None
+    complete_from: datetime
+    oldest_sent_at: datetime | None
+    topics: Sequence[KeptTopic]
+
+    @property
+    def rows(self) -> int:
+        """How many, of all topics."""
+        return sum(topic.rows for topic in self.topics)
 
 
 class OutboxStore(Protocol):
@@ -84,7 +127,9 @@ class OutboxStore(Protocol):
     ) -> None:
         """Write down what the broker said, in one transaction, and end the claim of ``relay``.
 
-        Confirmed rows leave the table (O2), also when the claim was lost meanwhile: a confirm stays true.
+        Confirmed rows leave the table (O2), also when the claim was lost meanwhile: a confirm stays true.  Where sent
+        rows are kept, they can be sent again from then on; of rows that were claimed before the last replay no confirm
+        counts, and they are sent again (O7).
         Rejected rows count one attempt each where the reason judges the message, wait, and are parked after their
         last one (O5).  Rows claimed and named in neither list are free again.
         Cancelled: nothing is written, or all of it.
@@ -101,6 +146,32 @@ class OutboxStore(Protocol):
 
     async def requeue(self, message_ids: Sequence[str] | None) -> int:
         """Make parked rows wait for sending again, attempts from 0; ``None``: all.  Returns how many."""
+        ...
+
+    async def kept(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> KeptWindow:
+        """What ``replay`` with the same arguments would send again.
+
+        Raises ConfigurationError where sent rows are not kept, or a moment has no time zone.
+        """
+        ...
+
+    async def replay(
+        self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
+    ) -> int:
+        """Make the kept rows that were sent from ``since`` on wait for sending again; returns how many (O7).
+
+        since, until: moments, or how long ago; rows sent from ``until`` on are left out.  topic: only its rows.
+        They have their old ids and sequence numbers.  Within a key they go in their old order, and before what waits.
+        What was confirmed before and is written down later is sent again as well.  Rows whose id waits are passed over.
+        Raises ConfigurationError where sent rows are not kept, or a moment has no time zone.
+        Cancelled: nothing is changed, or all of it.
+        """
+        ...
+
+    async def clean(self, *, limit: int) -> int:
+        """Remove up to ``limit`` kept rows whose window is over, oldest first; how many."""
         ...
 
 
@@ -121,7 +192,10 @@ class ProcessedId:
 
 @dataclass(frozen=True, slots=True)
 class FencingToken:
-    """Proof of the newest lease: ``value`` grows with each grant; the guarded side refuses smaller ones (I3)."""
+    """Proof of the newest lease: ``value`` grows with each grant; the guarded side refuses smaller ones (I3).
+
+    It has up to 63 bits, and where it begins, and by how much it grows, is the store's affair.
+    """
 
     name: str
     value: int
@@ -177,7 +251,11 @@ class LeaseState:
 
 
 class IdempotencyStore(Protocol):
-    """Leases for effects outside a database: started, done, result kept (I3).  Time is the store's."""
+    """Leases for effects outside a database: started, done, result kept (I3).  Time is the store's.
+
+    A store that is away raises StoreUnavailable, OSError or SQLAlchemy's errors.  A call that is cancelled, or whose
+    answer was lost, may have been carried out.
+    """
 
     async def acquire(self, identity: ProcessedId, *, lease: timedelta) -> LeaseGrant | LeaseState:
         """Start, or say why not.  Atomic between all callers.  A crashed holder's lease runs out by itself."""
@@ -207,6 +285,28 @@ class DistributedLock(Protocol):
         """Hold the lock named ``name`` for the block, renewing ``lease`` inside.
 
         Waits up to ``wait``, then TimeoutError.  When the lease is lost nevertheless, the block is cancelled and
-        LeaseLost raised on leaving.
+        LeaseLost raised on leaving.  A store that is away raises as an :class:`IdempotencyStore`'s does.
         """
+        ...
+
+
+@runtime_checkable
+class Leases(Protocol):
+    """Where leases and locks are kept, by URL, when that is not the user's database.  Making one does no I/O; the
+    context managers connect and clean up.
+
+    Both raise BrokerUnavailable on entry when nobody answers, and DurabilityError when what is kept there could be
+    lost.
+    """
+
+    def idempotency_store(self, *, remember: timedelta) -> AbstractAsyncContextManager[IdempotencyStore]:
+        """Open the store of leases.
+
+        remember: how long an effect that was never completed is remembered after its lease: its tokens must go on
+        growing for as long as the message may come again (I5).
+        """
+        ...
+
+    def lock(self) -> AbstractAsyncContextManager[DistributedLock]:
+        """Open the locks."""
         ...

@@ -6,6 +6,7 @@ expire (C5).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -26,17 +27,20 @@ from reliamq.spi import (
 from reliamq_redis.catalog.names import DEAD
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
-from reliamq_redis.wire.errors import FAILURES, said, why_refused
-from reliamq_redis.wire.pipe import Pipe, Unfinished, open_pipe
+from reliamq_redis.wire.errors import FAILURES, explained, is_forbidden, said, why_refused
+from reliamq_redis.wire.pipe import ANSWER_SECONDS, Pipe, Unfinished, open_pipe
 from reliamq_redis.wire.records import Fields, fields_of, message_of, own_fields
-from reliamq_redis.wire.servers import Servers, open_servers, unavailable
+from reliamq_redis.wire.servers import Address, Servers, open_servers, unavailable
 
 __all__ = ["RedisDeadLetters", "open_dead_letters"]
 
 BURY, UNBURY = script("bury"), script("unbury")
 ORDER = f"{DEAD}:order"
 PAGE = 200
-MOST_FIELDS = 7_000
+MOST_FIELDS = 7_500
+"""Names and values: those of a message with as many headers as can be published, and of what is said about it.  Lua
+passes on 8,000 at once.
+"""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -61,6 +65,8 @@ class RedisDeadLetters:
     def __init__(self, settings: RedisSettings, servers: Servers) -> None:
         self._settings, self._servers = settings, servers
         self._pipe: Pipe | None = None
+        self._address: Address | None = None
+        self._writing = asyncio.Lock()
 
     async def add(self, records: Sequence[DeadLetterRecord], *, deadline: float) -> Sequence[Outcome]:
         """Store dead letters; see the contract."""
@@ -81,22 +87,45 @@ class RedisDeadLetters:
     ) -> dict[int, Outcome]:
         written, replicas = False, self._settings.replicas
         try:
-            pipe = await self._open()
-            written = True
-            answers = await pipe.run(BURY, list(calls.values()), self._settings.request_timeout_seconds)
-            reached = await pipe.wait(replicas, max(0.001, deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._writing:
+                pipe = await self._open()
+                written = True
+                answers = await pipe.run(BURY, list(calls.values()), self._settings.request_timeout_seconds)
+                reached = await pipe.wait(replicas, max(0.001, deadline - time.monotonic() - ANSWER_SECONDS))
         except (*FAILURES, BrokerUnavailable, Unfinished) as error:
             self._servers.forget()
-            return {index: _interrupted(message_id, error, written=written) for index, message_id in ids.items()}
+            return {index: self._interrupted(message_id, error, written) for index, message_id in ids.items()}
+        if any(isinstance(answer, Exception) for answer in answers):
+            self._servers.forget()
         return {
-            index: _outcome(message_id, answer, reached, replicas)
+            index: self._outcome(message_id, answer, reached)
             for (index, message_id), answer in zip(ids.items(), answers, strict=True)
         }
 
     async def _open(self) -> Pipe:
-        if self._pipe is None or self._pipe.lost:
-            self._pipe = await open_pipe(self._servers.client(await self._servers.holder(ORDER)))
+        address = await self._servers.holder(ORDER)
+        if self._pipe is None or self._pipe.lost or self._address != address:
+            await self.close()
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                self._pipe, self._address = await open_pipe(self._servers.client(address)), address
         return self._pipe
+
+    def _outcome(self, message_id: str, answer: Any, reached: Any) -> Outcome:
+        replicas = self._settings.replicas
+        if isinstance(answer, Exception):
+            detail = f"the server refuses it: {explained(self._settings, answer)}"
+            return Rejection(message_id, why_refused(answer), detail, answer)
+        if isinstance(reached, Exception):
+            return InDoubt(message_id, f"stored, and not confirmed: {said(reached)}", reached)
+        if reached < replicas:
+            return InDoubt(message_id, f"stored, and not confirmed: {reached} of {replicas} replicas have it")
+        return Confirmation(message_id)
+
+    def _interrupted(self, message_id: str, error: BaseException, written: bool) -> Outcome:
+        if written:
+            return InDoubt(message_id, f"sent, and not confirmed: {said(error)}", error)
+        reason = RejectionReason.REFUSED if is_forbidden(error) else RejectionReason.UNAVAILABLE
+        return Rejection(message_id, reason, f"not sent: {explained(self._settings, error)}", error)
 
     async def find(
         self, *, topic: str | None = None, group: str | None = None, message_id: str | None = None, limit: int = 100
@@ -186,22 +215,6 @@ def _record(name: _Name, fields: Fields) -> DeadLetterRecord:
         died_at=datetime.fromisoformat(facts["died-at"]),
         position=facts["position"],
     )
-
-
-def _outcome(message_id: str, answer: Any, reached: Any, replicas: int) -> Outcome:
-    if isinstance(answer, Exception):
-        return Rejection(message_id, why_refused(answer), f"the server refuses it: {said(answer)}", answer)
-    if isinstance(reached, Exception):
-        return InDoubt(message_id, f"stored, and not confirmed: {said(reached)}", reached)
-    if reached < replicas:
-        return InDoubt(message_id, f"stored, and not confirmed: {reached} of {replicas} replicas have it")
-    return Confirmation(message_id)
-
-
-def _interrupted(message_id: str, error: BaseException, *, written: bool) -> Outcome:
-    if written:
-        return InDoubt(message_id, f"sent, and not confirmed: {said(error)}", error)
-    return Rejection(message_id, RejectionReason.UNAVAILABLE, f"not sent: {said(error)}", error)
 
 
 @asynccontextmanager

@@ -6,9 +6,22 @@ one node, and one script can change it in one step.  A message's lane follows fr
 
 from __future__ import annotations
 
+import json
 from hashlib import blake2b
 
-__all__ = ["DEAD", "LANE_COUNTS", "LaneKeys", "TopicKeys", "lane_of", "slot_of", "stream_of"]
+from reliamq.spi import ProcessedId
+
+__all__ = [
+    "DEAD",
+    "LANE_COUNTS",
+    "LaneKeys",
+    "TopicKeys",
+    "lane_of",
+    "lease_of",
+    "lock_of",
+    "slot_of",
+    "stream_of",
+]
 
 PREFIX = "reliamq:"
 DEAD = PREFIX + "{dead-letters}"
@@ -17,9 +30,9 @@ LANE_COUNTS = tuple(1 << bits for bits in range(7))
 ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 
 
-def _tagged(name: str) -> str:
+def _tagged(name: str, prefix: str = PREFIX) -> str:
     """In braces; a Cluster looks at what is between the first two."""
-    return PREFIX + "{" + name.translate(ESCAPES) + "}"
+    return prefix + "{" + name.translate(ESCAPES) + "}"
 
 
 class TopicKeys:
@@ -63,3 +76,14 @@ def slot_of(key: bytes) -> int:
 def lane_of(slot: int, lanes: int) -> int:
     """Which of so many lanes, a power of two."""
     return slot % lanes
+
+
+def lease_of(identity: ProcessedId) -> str:
+    """The lease of an effect, and its mark when it is done: a hash.  Any two effects have two."""
+    parts = [identity.topic, identity.group, identity.handler, identity.message_id]
+    return _tagged(json.dumps(parts, separators=(",", ":")), f"{PREFIX}lease:")
+
+
+def lock_of(name: str) -> str:
+    """A lock: a hash like a lease's."""
+    return _tagged(json.dumps(name), f"{PREFIX}lock:")

@@ -36,6 +36,8 @@ BEAT_SECONDS = 1.0
 """With up to ten members; with more, each says it less often, so that the server does not carry more for it."""
 MEMBERS_PER_BEAT = 10
 LEAVE_SECONDS = 10.0
+LONGEST_REST_SECONDS = 5.0
+"""Before a lane is taken again that cannot be had."""
 SHORTEST_LEASE_SECONDS = 3.0
 """Of a lane: a shorter one would be lost to a moment's load."""
 
@@ -51,6 +53,7 @@ class Membership(Presence):
         self.lanes: dict[int, Lane] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._reached: dict[int, str] = {}
+        self._rests: dict[int, float] = {}
         self._facts: TopicFacts | None = None
         self._beat_at = asyncio.Event()
 
@@ -136,6 +139,7 @@ class Membership(Presence):
         self._tasks[number] = asyncio.create_task(self._hold(lane), name=f"lane {number} of {self.label}")
 
     async def _hold(self, lane: Lane) -> None:
+        began = time.monotonic()
         try:
             self.had_share = await lane.hold() or self.had_share
         except LaneLost as error:
@@ -144,15 +148,24 @@ class Membership(Presence):
             if not lane.retiring:
                 logger.warning("%s: lane %d is lost, taking it again: %s", self.label, lane.number, error)
                 self.fail(f"lane {lane.number} of {self.label}", error)
-                await asyncio.sleep(REJOIN_SECONDS)
+                await self._rest(lane, began)
         except Exception as error:
             logger.exception("%s: lane %d failed, taking it again", self.label, lane.number)
             self.fail(f"lane {lane.number} of {self.label} failed", error)
-            await asyncio.sleep(REJOIN_SECONDS)
+            await self._rest(lane, began)
         finally:
             self._reached[lane.number] = lane.reached
             del self.lanes[lane.number], self._tasks[lane.number]
             self.changed.set()
+
+    async def _rest(self, lane: Lane, began: float) -> None:
+        """Before it is taken again: each time twice as long, unless it was had for a while."""
+        went_well = time.monotonic() - began > LONGEST_REST_SECONDS
+        rest = REJOIN_SECONDS if went_well else self._rests.get(lane.number, REJOIN_SECONDS)
+        self._rests[lane.number] = min(2 * rest, LONGEST_REST_SECONDS)
+        while rest > 0 and not lane.retiring:
+            await asyncio.sleep(min(rest, 0.2))
+            rest -= 0.2
 
     async def _leave(self, servers: Servers) -> None:
         """Hand over all lanes.  Cancelled or slow: what is not handed over is free when its lease is over."""

@@ -5,22 +5,20 @@ Declaring creates what is missing and never weakens or deletes; what is there ot
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+
+from redis.exceptions import OutOfMemoryError
 
 from reliamq.spi import Finding, Severity, TopicSpec
 from reliamq_redis.audit.audit import audit
+from reliamq_redis.audit.differences import differences
 from reliamq_redis.catalog.topics import TopicFacts, declare_topic, make_group
 from reliamq_redis.settings import RedisSettings
-from reliamq_redis.wire.errors import FAILURES
+from reliamq_redis.wire.errors import FAILURES, said
 from reliamq_redis.wire.servers import Servers, open_servers, unavailable
 
 __all__ = ["RedisStorage", "open_storage"]
-
-NOT_LOWERED = "It was declared with more before, and declaring never lowers; nothing is lost."
-LESS = "It was declared with less before, and stays so for everybody."
-ALIKE = "Declare it with what every user of it needs."
-DECLARE_ANEW = "Drain the topic, delete its key, and declare it again."
 
 
 class RedisStorage:
@@ -35,6 +33,8 @@ class RedisStorage:
         for spec in topics:
             try:
                 findings += await self._declare(spec)
+            except OutOfMemoryError as error:
+                findings.append(_no_room(spec, error))
             except (*FAILURES, ValueError, KeyError) as error:
                 raise unavailable(self._settings, f"declaring topic {spec.name}", error) from error
         return findings
@@ -54,26 +54,12 @@ class RedisStorage:
             raise unavailable(self._settings, "auditing", error) from error
 
 
-def differences(topic: str, facts: TopicFacts, asked: TopicFacts) -> Iterator[Finding]:
-    """What was declared otherwise before."""
-    pairs = (
-        ("max_message_bytes", facts.max_message_bytes, asked.max_message_bytes, "What is larger is rejected."),
-        ("retention", facts.retention_seconds, asked.retention_seconds, "A group that is new gets less of the past."),
-        ("durability", facts.durability, asked.durability, "A confirmation promises less."),
-    )
-    for setting, found, wanted, less in pairs:
-        if found != wanted:
-            severity = Severity.RISKS if found < wanted else Severity.NOTE
-            why, fix = (f"{LESS} {less}", DECLARE_ANEW) if found < wanted else (NOT_LOWERED, ALIKE)
-            yield Finding(severity, f"topic {topic}", setting, _shown(found), _shown(wanted), why, fix, "S1")
-    if facts.lanes != asked.lanes:
-        why = "So many workers of a group can share the topic; nothing is lost."
-        fix = "Ask for what is there: lanes that are added put keys out of order."
-        yield Finding(Severity.NOTE, f"topic {topic}", "lanes", str(facts.lanes), str(asked.lanes), why, fix, "S1")
-
-
-def _shown(value: object) -> str:
-    return getattr(value, "name", str(value)).lower()
+def _no_room(spec: TopicSpec, error: BaseException) -> Finding:
+    """The server is there and refuses, so that waiting for it is not the answer."""
+    why = "What is missing of it cannot be made, and nothing can be published."
+    fix = "Let groups catch up, or raise maxmemory; then declare again."
+    found = f"refused ({said(error)})"
+    return Finding(Severity.LOSES, f"topic {spec.name}", "declaration", found, "room in memory", why, fix, "S1")
 
 
 @asynccontextmanager

@@ -16,8 +16,10 @@ from redis.exceptions import ResponseError
 from reliamq_redis.scripts import Script
 from reliamq_redis.wire.errors import FAILURES
 
-__all__ = ["Pipe", "Unfinished", "open_pipe"]
+__all__ = ["ANSWER_SECONDS", "Pipe", "Unfinished", "open_pipe"]
 
+ANSWER_SECONDS = 0.1
+"""Before the deadline the server ends its waiting, so that it can still say what was reached."""
 MARGIN_SECONDS = 2.0
 """How much later than asked a server may answer that it has waited."""
 
@@ -104,12 +106,17 @@ def _is_unknown(answer: Any) -> bool:
 
 
 async def open_pipe(client: Redis) -> Pipe:
-    """Connect to a client's server.  Raises the client's errors.  Cancelled: nothing stays open."""
+    """Connect to a client's server, and see that it will answer when it is asked to wait: before anything is written.
+
+    Raises the client's errors.  Cancelled: nothing stays open.
+    """
     connection = client.connection_pool.make_connection()
     try:
         await connection.connect()
         await connection.send_command("COMMAND", "INFO", "WAITAOF")
         (known,) = await connection.read_response()
+        await connection.send_command(*(("WAIT", 0, 1) if known is None else ("WAITAOF", 0, 0, 1)))
+        await connection.read_response()
     except BaseException:
         await connection.disconnect(nowait=True)
         raise

@@ -1,8 +1,8 @@
 """The servers that hold the data: who they are just now, and connections to them.
 
-Of redis-py this uses the client of one server, and Sentinel's.  Its clients for Sentinel and Cluster run a command
-again whose answer was lost, and give no hold of the connection on which ``WAIT`` must follow what it waits for; who
-holds what is therefore asked here, and asked again after an answer that says so.
+Of redis-py this uses the client of one server.  Its clients for Sentinel and Cluster run a command again whose answer
+was lost, and give no hold of the connection on which ``WAIT`` must follow what it waits for; who holds what is
+therefore asked here, and asked again after an answer that says so.
 
 Nothing is run twice: an answer that did not come is an error for the caller, who knows what it means.
 """
@@ -12,37 +12,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
-from redis.asyncio import Redis, Sentinel
+from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, ConnectionError as ClientConnectionError, NoScriptError, RedisError
 from redis.retry import Retry as ClientRetry
 
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time
 from reliamq_redis.scripts import Script
 from reliamq_redis.settings import Deployment, RedisSettings
-from reliamq_redis.wire.errors import FAILURES, is_elsewhere, said
+from reliamq_redis.wire.errors import FAILURES, explained, is_elsewhere, why_not_connected
 
 __all__ = ["Address", "Servers", "open_servers", "unavailable"]
 
 logger = logging.getLogger("reliamq.redis")
 Address = tuple[str, int]
 SLOTS = 16_384
-MARGIN_SECONDS = 2.0
-"""How much later than the server is asked to answer it may do so."""
+DOWN = frozenset({"s_down", "o_down"})
+"""What a Sentinel says of a primary that does not answer it (Redis documentation, "Sentinel")."""
+Answer = TypeVar("Answer")
 
 
 class Servers:
-    """State of whoever opened it."""
+    """State of whoever opened it.  Raises ConfigurationError for certificates that cannot be read."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
+        self._context = settings.ssl_context()
         self._clients: dict[Address, Redis] = {}
         self._slots: list[Address | None] | None = None
         self._primary: Address | None = None
@@ -72,16 +75,21 @@ class Servers:
         client = self._clients.get(address)
         if client is None:
             settings = self._settings
-            client = self._clients[address] = Redis(
-                host=address[0],
-                port=address[1],
-                db=settings.database,
-                client_name="reliamq",
-                **_credentials(settings.username, settings.password),
-                **_timeouts(settings),
-                **_encryption(settings),
-            )
+            known = {**_credentials(settings.username, settings.password), "db": settings.database}
+            client = self._clients[address] = self._made(address, known)
         return client
+
+    def _made(self, address: Address, known: dict[str, Any]) -> Redis:
+        """known: what it signs in with."""
+        options: dict[str, Any] = {
+            "client_name": "reliamq",
+            "socket_connect_timeout": self._settings.request_timeout_seconds,
+            "socket_timeout": None,  # each answer has a limit of its own
+            "retry": ClientRetry(NoBackoff(), 0),
+        }
+        if self._context is not None:
+            options |= {"connection_class": _Encrypted, "context": self._context}
+        return Redis.from_pool(ConnectionPool(host=address[0], port=address[1], **options, **known))
 
     # --- who holds what --------------------------------------------------------------------------------------------
 
@@ -116,21 +124,24 @@ class Servers:
             return self._primary
 
     async def _ask_sentinels(self) -> Address:
+        return await self._first_answer([_address(server) for server in self._settings.servers], self._ask_sentinel)
+
+    async def _ask_sentinel(self, address: Address) -> Address:
         settings = self._settings
         user, password = settings.sentinel_username, settings.sentinel_password
         if password is None:
             user, password = settings.username, settings.password
-        known = {**_credentials(user, password), **_timeouts(settings), **_encryption(settings)}
-        sentinel = Sentinel([_address(server) for server in settings.servers], sentinel_kwargs=known)
+        sentinel = self._made(address, _credentials(user, password))
         try:
-            async with asyncio.timeout(settings.request_timeout_seconds):
-                host, port = await sentinel.discover_master(settings.primary or "")
-            return str(host), int(port)
-        except FAILURES as error:
-            raise unavailable(settings, f"asking the Sentinels for '{settings.primary}'", error) from error
+            state = await sentinel.execute_command("SENTINEL MASTER", settings.primary)
+        except AuthenticationError as error:
+            hint = f"the Sentinel does not know user '{user or 'default'}' with that password"
+            raise ClientConnectionError(f"{hint}; set 'sentinel_username' and 'sentinel_password'") from error
         finally:
-            for client in sentinel.sentinels:
-                await _close(client)
+            await _close(sentinel)
+        if DOWN & set(state["flags"].split(",")):
+            raise ClientConnectionError(f"it does not see primary '{settings.primary}', and nobody else is it yet")
+        return str(state["ip"]), int(state["port"])
 
     async def _find_slots(self) -> list[Address | None]:
         async with self._asking:
@@ -139,15 +150,25 @@ class Servers:
             return self._slots
 
     async def _ask_cluster(self) -> list[Address | None]:
-        """Whichever of the nodes answers: those named, and those met since."""
+        """Those named, and those met since."""
+        named = {_address(server) for server in self._settings.servers}
+        return await self._first_answer([*named, *(self._clients.keys() - named)], self._ask_node)
+
+    async def _ask_node(self, address: Address) -> list[Address | None]:
+        return _slots(await self.client(address).execute_command("CLUSTER SLOTS"), address)
+
+    async def _first_answer(self, addresses: Sequence[Address], ask: Callable[[Address], Awaitable[Answer]]) -> Answer:
+        """Of whichever answers.  Each has its part of the time, so that one that is frozen leaves some for the others.
+
+        Raises BrokerUnavailable.
+        """
         settings, faults = self._settings, dict[str, str]()
-        named = [_address(server) for server in settings.servers]
-        for address in [*random.sample(named, len(named)), *(set(self._clients) - set(named))]:
+        for address in random.sample(addresses, len(addresses)):
             try:
-                async with asyncio.timeout(settings.request_timeout_seconds):
-                    return _slots(await self.client(address).execute_command("CLUSTER SLOTS"), address)
+                async with asyncio.timeout(settings.request_timeout_seconds / len(addresses)):
+                    return await ask(address)
             except FAILURES as error:
-                faults[f"{address[0]}:{address[1]}"] = said(error)
+                faults[f"{address[0]}:{address[1]}"] = why_not_connected(settings, error)
         raise BrokerUnavailable(settings.url, "; ".join(f"{server}: {fault}" for server, fault in faults.items()))
 
     async def close(self) -> None:
@@ -181,24 +202,14 @@ def _credentials(user: str | None, password: SecretStr | None) -> dict[str, Any]
     return {"username": user, "password": password.get_secret_value()} if password is not None else {}
 
 
-def _timeouts(settings: RedisSettings) -> dict[str, Any]:
-    return {
-        "socket_connect_timeout": settings.request_timeout_seconds,
-        "socket_timeout": None,  # each answer has a limit of its own
-        "retry": ClientRetry(NoBackoff(), 0),
-    }
+class _Encrypted(SSLConnection):
+    """With the context that the settings ask for.  The client's own trusts the system's authorities besides those of
+    ``ca_file``, and is made anew for each connection.
+    """
 
-
-def _encryption(settings: RedisSettings) -> dict[str, Any]:
-    if not settings.tls:
-        return {}
-    settings.ssl_context()  # says what is wrong with the certificates
-    return {
-        "ssl": True,
-        "ssl_ca_certs": settings.ca_file,
-        "ssl_certfile": settings.cert_file,
-        "ssl_keyfile": settings.key_file or settings.cert_file,
-    }
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
 
 
 async def _close(client: Redis) -> None:
@@ -214,7 +225,17 @@ def unavailable(settings: RedisSettings, what: str, error: BaseException) -> Bro
     """The error for callers, when the server or the way to it failed.  what: was being done."""
     if isinstance(error, BrokerUnavailable):
         return error
-    return BrokerUnavailable(settings.url, f"{what}: {said(error)}")
+    return BrokerUnavailable(settings.url, f"{what}: {explained(settings, error)}")
+
+
+async def _see(settings: RedisSettings, servers: Servers, address: Address) -> None:
+    """That it answers.  Raises BrokerUnavailable."""
+    try:
+        async with asyncio.timeout(settings.request_timeout_seconds):
+            await servers.client(address).execute_command("PING")
+    except FAILURES as error:
+        why = why_not_connected(settings, error)
+        raise BrokerUnavailable(settings.url, f"connecting to {address[0]}:{address[1]}: {why}") from error
 
 
 @asynccontextmanager
@@ -222,12 +243,8 @@ async def open_servers(settings: RedisSettings) -> AsyncIterator[Servers]:
     """Find the servers, see that each primary answers, and close.  Raises BrokerUnavailable."""
     servers = Servers(settings)
     try:
-        try:
-            for address in await servers.holders():
-                async with asyncio.timeout(settings.request_timeout_seconds):
-                    await servers.client(address).execute_command("PING")
-        except FAILURES as error:
-            raise unavailable(settings, "connecting", error) from error
+        for address in await servers.holders():
+            await _see(settings, servers, address)
         yield servers
     finally:
         await servers.close()

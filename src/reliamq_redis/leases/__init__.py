@@ -1,0 +1,1 @@
+"""Leases for effects outside a database, and locks: granted, renewed, completed in one step each."""
