@@ -1,0 +1,210 @@
+"""Whether what a group has still to handle is there, and whether somebody handles it: pure functions.
+
+Nothing is removed before every group has finished it, so that being behind loses nothing.  What somebody else removed
+is found by what Redis counts (``XINFO``): XDEL leaves the highest id that it took; after XTRIM it is known only that
+the group must have had every one of the entries that were ever added and are no longer there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum, auto
+
+from reliamq.spi import Severity
+from reliamq_redis.audit.answers import EntryId, after, shown_id
+from reliamq_redis.audit.commands import REPLAY, Commands
+from reliamq_redis.audit.lanes import GroupOnLane, LaneView, TopicView
+from reliamq_redis.audit.rules import Fault
+from reliamq_redis.wire.servers import Address
+
+__all__ = ["STANDS_STILL_SECONDS", "group_faults", "removed_unread"]
+
+LONG_SECONDS = 60.0
+"""A deployment may leave a group without members for less."""
+STANDS_STILL_SECONDS = 86_400.0
+"""Older than a topic keeps what is finished, and so much more: as workers judge it, too."""
+NOTHING: EntryId = (0, 0)
+OnLanes = Sequence[tuple[LaneView, GroupOnLane]]
+
+
+class Removed(Enum):
+    """What somebody removed that a group has not had."""
+
+    NONE = auto()
+    SOME = auto()
+    PERHAPS = auto()
+    """The group has had nothing yet: it may have been declared after it."""
+    UNKNOWN = auto()
+
+
+def removed_unread(lane: LaneView, group: str) -> Removed:
+    """Whether entries are gone that the group has not had.  What is pending is not judged here."""
+    groups = lane.groups or {}
+    one = groups[group]
+    if lane.generated <= one.delivered:
+        return Removed.NONE  # nothing came after what it had
+    if lane.added is None:
+        return Removed.UNKNOWN
+    if one.delivered == NOTHING:
+        return _before_anything(lane, group)
+    if lane.deleted > one.delivered:
+        return Removed.SOME
+    if (lane.first or after(lane.generated)) <= after(one.delivered):
+        return Removed.NONE  # the stream goes back to where it is
+    removed = lane.added - lane.length
+    if one.read is None:
+        return Removed.UNKNOWN if removed else Removed.NONE
+    return Removed.SOME if removed > one.read else Removed.NONE
+
+
+def _before_anything(lane: LaneView, group: str) -> Removed:
+    """A group that is new on a topic gets what is kept; what others have finished is gone rightly."""
+    if lane.added == lane.length:
+        return Removed.NONE
+    others = [one for name, one in (lane.groups or {}).items() if name != group and one.delivered != NOTHING]
+    return Removed.NONE if others else Removed.PERHAPS
+
+
+def group_faults(
+    view: TopicView, group: str, *, retention_seconds: float, address: Address, commands: Commands
+) -> Iterator[tuple[Fault, Sequence[str]]]:
+    """Each with the streams that have it; none where it is of them all.  address: of a server, for commands."""
+    lanes = [(lane, lane.groups[group]) for lane in view.lanes if lane.groups and group in lane.groups]
+    yield from _removed_faults(lanes, group, address, commands)
+    yield from _pending_faults(lanes, group, address, commands)
+    yield from _late_faults(lanes)
+    yield from _waiting_faults(view, lanes, group, retention_seconds)
+
+
+def _streams(lanes: OnLanes, has: Callable[[LaneView, GroupOnLane], bool]) -> list[str]:
+    return [lane.stream for lane, one in lanes if has(lane, one)]
+
+
+# --- what is gone -----------------------------------------------------------------------------------------------------
+
+
+def _removed_faults(
+    lanes: OnLanes, group: str, address: Address, commands: Commands
+) -> Iterator[tuple[Fault, Sequence[str]]]:
+    verdicts = {lane.stream: removed_unread(lane, group) for lane, _ in lanes}
+    by_stream = {lane.stream: lane for lane, _ in lanes}
+    required, setting = "kept until handled", "unread entries"
+    for verdict, severity, found, why in (
+        (
+            Removed.SOME,
+            Severity.LOSES,
+            "removed by somebody (XTRIM, XDEL)",
+            "This group never gets them.",
+        ),
+        (
+            Removed.PERHAPS,
+            Severity.RISKS,
+            "removed by somebody, or before the group was declared",
+            "If it was there then, it never gets them; it has had nothing yet, so that this cannot be told apart.",
+        ),
+    ):
+        streams = [stream for stream, told in verdicts.items() if told is verdict]
+        if streams:
+            fix = _accept(by_stream[streams[0]], group, address, commands)
+            yield Fault(severity, setting, found, required, why, fix), streams
+    unknown = [stream for stream, told in verdicts.items() if told is Removed.UNKNOWN]
+    if unknown:
+        why = "Redis does not count what this group has had (before 7.0, or until it has reached the stream's end)."
+        fix = "Let the group catch up and ask again; see that nobody uses XTRIM, XDEL or MAXLEN."
+        yield Fault(Severity.UNSEEN, setting, "perhaps removed by somebody", required, why, fix), unknown
+
+
+def _accept(lane: LaneView, group: str, address: Address, commands: Commands) -> str:
+    """Have the group begin behind what is gone."""
+    first = lane.first or after(lane.generated)
+    position = (first[0], first[1] - 1) if first[1] else (first[0] - 1, 2**64 - 1)
+    read = str((lane.added or 0) - lane.length)
+    words = ("XGROUP", "SETID", lane.stream, group, shown_id(position), "ENTRIESREAD", read)
+    return f"See who does that, and {REPLAY}; then have it begin behind them: {commands.on_key(address, *words)}"
+
+
+def _pending_faults(
+    lanes: OnLanes, group: str, address: Address, commands: Commands
+) -> Iterator[tuple[Fault, Sequence[str]]]:
+    gone = _streams(lanes, lambda _, one: bool(one.removed))
+    if gone:
+        names = [name for _, one in lanes for name in one.removed]
+        why = "They were fetched and not finished; whoever has the lane next finds nothing in them."
+        fix = f"See who does that, and {REPLAY}; workers that are started anew pass over them."
+        found = f"removed by somebody ({len(names)}, such as {names[0]})"
+        yield Fault(Severity.LOSES, "unfinished entries", found, "kept until handled", why, fix), gone
+    taken = {name: lane.stream for lane, one in lanes for name in one.elsewhere}
+    if taken:
+        count = sum(sum(one.elsewhere.values()) for _, one in lanes)
+        why = "Who took them is no worker of reliamq's: nobody handles them, and nothing behind them is removed."
+        claim = commands.on_key(address, "XAUTOCLAIM", next(iter(taken.values())), group, "lane", "60000", "0")
+        fix = f"{claim} (until it answers 0-0), and start the workers anew."
+        found = f"{count} fetched by {', '.join(sorted(taken))}"
+        streams = _streams(lanes, lambda _, one: bool(one.elsewhere))
+        yield Fault(Severity.LOSES, "unfinished entries", found, "fetched by workers alone", why, fix), streams
+
+
+def _late_faults(lanes: OnLanes) -> Iterator[tuple[Fault, Sequence[str]]]:
+    odd = _streams(lanes, lambda _, one: one.away != one.kept)
+    if odd:
+        away, kept = sum(one.away for _, one in lanes), sum(one.kept for _, one in lanes)
+        why = "A late retry comes back only if both its time and its message are there."
+        fix = f"See who removed keys, and {REPLAY}."
+        found = f"{away} by time, {kept} with their message"
+        yield Fault(Severity.LOSES, "late retries", found, "as many of both", why, fix), odd
+
+
+# --- what waits -------------------------------------------------------------------------------------------------------
+
+
+def _waiting_faults(
+    view: TopicView, lanes: OnLanes, group: str, retention_seconds: float
+) -> Iterator[tuple[Fault, Sequence[str]]]:
+    waiting = [(lane, one) for lane, one in lanes if one.oldest is not None or one.overdue]
+    since = min((one.oldest[0] for _, one in waiting if one.oldest is not None), default=view.now)
+    age = (view.now - since) / 1000
+    if waiting and age > LONG_SECONDS:
+        yield from _idle_faults(view, waiting, group, age)
+    if age > retention_seconds + STANDS_STILL_SECONDS:
+        why = "Everything since is kept for it, until memory is full."
+        fix = (
+            "Let it catch up; one that nobody needs any more: XGROUP DESTROY on each stream, and SREM from the topic's "
+            "groups."
+        )
+        found, required = f"{_period(age)} old", "finished within the topic's retention and a day"
+        yield Fault(Severity.NOTE, "oldest unfinished entry", found, required, why, fix), []
+
+
+def _idle_faults(view: TopicView, waiting: OnLanes, group: str, age: float) -> Iterator[tuple[Fault, Sequence[str]]]:
+    """Nobody is there, or nobody has those lanes."""
+    if not view.members.get(group):
+        found = f"none, and {_count(waiting)} for {_period(age)}{_left(view, waiting)}"
+        why = "Nobody handles them; nothing is lost, and nothing is removed."
+        yield Fault(Severity.NOTE, "members", found, "at least one", why, "Start its workers."), []
+        return
+    idle = [(lane, one) for lane, one in waiting if (one.held_until or 0) < view.now - LONG_SECONDS * 1000]
+    if idle and any(one.oldest and one.oldest[0] < view.now - LONG_SECONDS * 1000 for _, one in idle):
+        why = "Members are there, and none of them has these lanes."
+        fix = "See the workers' logs."
+        streams = [lane.stream for lane, _ in idle]
+        yield Fault(Severity.NOTE, "lanes", "had by nobody while entries wait", "had by members", why, fix), streams
+
+
+def _count(waiting: OnLanes) -> str:
+    unread = [one.behind for _, one in waiting]
+    count = sum(one.pending + one.overdue + (one.behind or 0) for _, one in waiting)
+    return f"{count}{' or more' if None in unread else ''} entries wait"
+
+
+def _left(view: TopicView, waiting: OnLanes) -> str:
+    """When the last one was there that did not say goodbye."""
+    ends = [one.held_until for _, one in waiting if one.held_until is not None]
+    return f"; the last one was gone {_period((view.now - max(ends)) / 1000)} ago" if ends else ""
+
+
+def _period(seconds: float) -> str:
+    """``3 days``, ``5 hours``, ``2 minutes``."""
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(0, int(seconds))} seconds"
