@@ -20,8 +20,8 @@ from tests.servers.cluster import Cluster
 pytestmark = pytest.mark.timeout(300)
 
 NONE_WRONG = dict.fromkeys(("lost", "doubled", "reordered", "phantom", "false_confirms", "unbalanced", "crashes"), 0)
-OPTIONS: dict[str, str] = {"kafka": "?session_timeout_seconds=6&partitions=6", "rabbitmq": "", "redis": "", "valkey": ""}
-WHOLE = {"kafka": "whole", "rabbitmq": "whole_rabbitmq", "redis": "whole_redis", "valkey": "whole_valkey"}
+OPTIONS: dict[str, str] = {"kafka": "?session_timeout_seconds=6&partitions=6", "rabbitmq": "", "redis": ""}
+WHOLE = {"kafka": "whole", "rabbitmq": "whole_rabbitmq", "redis": "whole_redis"}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in OPTIONS])

@@ -358,19 +358,29 @@ async def test_an_answer_that_was_lost_is_had_by_asking_again(proxy: Proxy, serv
         assert await store.complete(grant, result=b"first", keep=KEEP) is False
 
 
-async def test_a_grant_whose_answer_was_lost_runs_out(proxy: Proxy, servers: RedisServers) -> None:
-    one = identity()
-    async with opened(servers.proxied_url) as store:
+async def test_a_grant_whose_answer_was_lost_is_had_by_asking_again_and_runs_out_for_others(
+    proxy: Proxy, servers: RedisServers
+) -> None:
+    """I3"""
+    one, other = identity(), identity()
+    async with opened(servers.proxied_url) as store, opened(servers.url) as another:
         await granted(store, identity())
         proxy.drop("down")
-        with pytest.raises(StoreUnavailable):
-            await store.acquire(one, lease=timedelta(seconds=3))
+        for each in (one, one, other):
+            with pytest.raises(StoreUnavailable):
+                await store.acquire(each, lease=timedelta(seconds=4))
         proxy.heal()
-        busy = await store.acquire(one, lease=LONG)
+        assert isinstance(await another.acquire(one, lease=LONG), LeaseState)
+        grant = await granted(store, one)
+        assert isinstance(await store.acquire(one, lease=LONG), LeaseState), "it is lost no more"
+        assert await store.complete(grant, result=None, keep=KEEP) is True
+
+        busy = await another.acquire(other, lease=LONG)
         assert isinstance(busy, LeaseState)
-        assert 0 < busy.busy_seconds < 3
+        assert 0 < busy.busy_seconds < 4
         await anyio.sleep(busy.busy_seconds)
-        assert isinstance(await store.acquire(one, lease=LONG), LeaseGrant)
+        assert isinstance(await another.acquire(other, lease=LONG), LeaseGrant)
+        assert isinstance(await store.acquire(other, lease=LONG), LeaseState), "the other's is not taken for it"
 
 
 async def test_whoever_is_cancelled_leaves_no_answer_to_the_next_and_no_connection(
@@ -380,11 +390,11 @@ async def test_whoever_is_cancelled_leaves_no_answer_to_the_next_and_no_connecti
         await granted(store, identity())
         proxy.delay(0.02)
         for milliseconds in range(0, 200, 20):
-            with anyio.move_on_after(milliseconds / 1000):
-                await store.complete(await granted(store, identity()), result=b"anybody's", keep=KEEP)
             one = identity()
+            with anyio.move_on_after(milliseconds / 1000):
+                await granted(store, one)
+                continue
             grant = await granted(store, one)
-            assert grant.identity == one
             assert await store.complete(grant, result=b"its own", keep=KEEP) is True
             assert await store.acquire(one, lease=LONG) == LeaseState(done=True, result=b"its own")
         proxy.delay(0)

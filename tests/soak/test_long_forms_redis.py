@@ -13,7 +13,7 @@ from tests.brokers.application import Service, wait_until
 from tests.brokers.conftest import on_redis
 from tests.brokers.test_consuming import handle_slowly, stop_cleanly, storm
 from tests.proving.test_prove import BROKEN, prove
-from tests.proving.test_prove_cluster import NONE_WRONG, kill_broker, url
+from tests.proving.test_prove_cluster import NONE_WRONG, kill_broker
 from tests.redis.steps import declare
 from tests.redis.test_publishing import confirm_and_kill
 from tests.servers.redis import RedisServers
@@ -38,7 +38,7 @@ def test_twenty_thousand_messages_while_everything_is_killed(
 ) -> None:
     """A process every five seconds and the primary every five: never two servers at once, but the only primary."""
     code, counters = prove(
-        *("--broker", url(servers), "--messages", "20000", "--seed", str(seed), "--kill-every", "5"),
+        *("--broker", servers.url, "--messages", "20000", "--seed", str(seed), "--kill-every", "5"),
         *("--kill-broker", kill_broker(servers), "--kill-broker-every", "5", "--deadline", "600"),
         timeout=3600,
     )
@@ -57,7 +57,7 @@ def test_a_broken_rule_is_caught_whatever_the_seed(
     servers: RedisServers, rule: str, counter: str, seed: int, record_property: Note
 ) -> None:
     code, counters = prove(
-        *("--broker", url(servers), "--break", rule, "--messages", "1000"),
+        *("--broker", servers.url, "--break", rule, "--messages", "1000"),
         *("--deadline", "20", "--seed", str(seed)),
         timeout=600,
     )

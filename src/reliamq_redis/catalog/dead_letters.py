@@ -64,9 +64,7 @@ class RedisDeadLetters:
 
     def __init__(self, settings: RedisSettings, servers: Servers) -> None:
         self._settings, self._servers = settings, servers
-        self._pipe: Pipe | None = None
-        self._address: Address | None = None
-        self._writing = asyncio.Lock()
+        self._idle: dict[Address, list[Pipe]] = {}
 
     async def add(self, records: Sequence[DeadLetterRecord], *, deadline: float) -> Sequence[Outcome]:
         """Store dead letters; see the contract."""
@@ -87,8 +85,7 @@ class RedisDeadLetters:
     ) -> dict[int, Outcome]:
         written, replicas = False, self._settings.replicas
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._writing:
-                pipe = await self._open()
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._pipe() as pipe:
                 written = True
                 answers = await pipe.run(BURY, list(calls.values()), self._settings.request_timeout_seconds)
                 reached = await pipe.wait(replicas, max(0.001, deadline - time.monotonic() - ANSWER_SECONDS))
@@ -102,13 +99,21 @@ class RedisDeadLetters:
             for (index, message_id), answer in zip(ids.items(), answers, strict=True)
         }
 
-    async def _open(self) -> Pipe:
+    @asynccontextmanager
+    async def _pipe(self) -> AsyncIterator[Pipe]:
+        """A connection that nobody else uses meanwhile: the groups of a worker bury at the same time."""
         address = await self._servers.holder(ORDER)
-        if self._pipe is None or self._pipe.lost or self._address != address:
-            await self.close()
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
-                self._pipe, self._address = await open_pipe(self._servers.client(address)), address
-        return self._pipe
+        idle = self._idle.setdefault(address, [])
+        pipe = idle.pop() if idle else await self._open(address)
+        try:
+            yield pipe
+        finally:
+            if not pipe.lost:
+                idle.append(pipe)
+
+    async def _open(self, address: Address) -> Pipe:
+        async with asyncio.timeout(self._settings.request_timeout_seconds):
+            return await open_pipe(self._servers.client(address))
 
     def _outcome(self, message_id: str, answer: Any, reached: Any) -> Outcome:
         replicas = self._settings.replicas
@@ -171,9 +176,9 @@ class RedisDeadLetters:
         return removed
 
     async def close(self) -> None:
-        """End its connection."""
-        if self._pipe is not None:
-            await self._pipe.close()
+        """End its connections."""
+        for pipe in [pipe for idle in self._idle.values() for pipe in idle]:
+            await pipe.close()
 
 
 def _name_of(record: DeadLetterRecord) -> _Name:

@@ -5,6 +5,8 @@ Time is the server's, and so is the token.  Hashes expire by themselves.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,7 @@ __all__ = ["BUSY", "DONE", "GRANTED", "LeaseSteps"]
 GRANT, RENEW, COMPLETE = script("grant"), script("renew"), script("complete")
 GRANTED, BUSY, DONE = b"granted", b"busy", b"done"
 LEAST_WAIT = timedelta(seconds=1)
+LOST, LOST_OF_ONE = 10_000, 16
 
 
 class LeaseSteps:
@@ -26,15 +29,28 @@ class LeaseSteps:
 
     def __init__(self, connections: Connections, *, remember: timedelta) -> None:
         self._connections, self._remember = connections, _milliseconds(remember)
+        self._name, self._numbers = secrets.token_hex(4), itertools.count()
+        self._lost: dict[str, tuple[str, ...]] = {}
 
     async def grant(self, key: str, lease: timedelta) -> tuple[bytes, Any]:
         """GRANTED and the token, BUSY and for how many milliseconds, or DONE and the kept result.
 
         What is granted or done, replicas have.  A grant that they do not have in time is given back, because a failover
-        could grant it again to somebody else.  Cancelled: a grant runs out by itself.
+        could grant it again to somebody else.
+        Cancelled, or the answer lost: it may be granted.  Then it runs out by itself, or is had here by asking again.
         """
+        claim, lost = f"{self._name}/{next(self._numbers)}", self._lost.get(key, ())
+        try:
+            answer = await self._grant(key, lease, claim, *lost)
+        except BaseException:
+            self._note_lost(key, claim)
+            raise
+        self._lost.pop(key, None)
+        return answer
+
+    async def _grant(self, key: str, lease: timedelta, *claims: str) -> tuple[bytes, Any]:
         async with self._connections.to(key) as connection:
-            said, value = await connection.run(GRANT, key, _milliseconds(lease), self._remember)
+            said, value = await connection.run(GRANT, key, _milliseconds(lease), self._remember, *claims)
             if said == BUSY:
                 return said, value
             try:
@@ -44,6 +60,12 @@ class LeaseSteps:
                     await connection.run(RENEW, key, value, 0, self._remember)
                 raise
             return said, value
+
+    def _note_lost(self, key: str, claim: str) -> None:
+        """Of those that nobody asked for again the oldest are forgotten."""
+        self._lost[key] = (*self._lost.pop(key, ()), claim)[-LOST_OF_ONE:]
+        if len(self._lost) > LOST:
+            del self._lost[next(iter(self._lost))]
 
     async def renew(self, key: str, token: int, lease: timedelta) -> bool:
         """Renew it, or give it back if ``lease`` is nothing; False: a later one was granted, or it is done.

@@ -37,7 +37,8 @@ class RedisLeaseStore:
     async def acquire(self, identity: ProcessedId, *, lease: timedelta) -> LeaseGrant | LeaseState:
         """See :meth:`reliamq.spi.IdempotencyStore.acquire`.  Raises StoreUnavailable.
 
-        Cancelled, or the answer lost: it may be granted, and then is busy until the lease has run out.
+        Cancelled, or the answer lost: it may be granted.  Then it is busy for others until the lease has run out, and
+        had here by asking again.
         """
         said, value = await self._steps.grant(lease_of(identity), lease)
         if said == DONE:

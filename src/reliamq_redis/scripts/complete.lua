@@ -8,7 +8,7 @@ if newest > tonumber(ARGV[1]) or (state[2] and (newest < tonumber(ARGV[1]) or AR
   return 0
 end
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'done', 1)
-redis.call('HDEL', KEYS[1], 'until')
+redis.call('HDEL', KEYS[1], 'until', 'claim')
 if ARGV[4] then
   redis.call('HSET', KEYS[1], 'result', ARGV[4])
 end

@@ -100,8 +100,9 @@ def explained(settings: RedisSettings, error: BaseException) -> str:
 def why_not_connected(settings: RedisSettings, error: BaseException) -> str:
     """The same about a server that could not be connected to."""
     if isinstance(error, TimeoutError | ClientTimeoutError):
-        port = "; if that is not its TLS port, write redis://" if settings.tls else ""
-        return f"it does not answer in time{port}"
+        return "it does not answer in time" + ("; if that is not its TLS port, write redis://" if settings.tls else "")
+    if any(isinstance(cause, ConnectionResetError) for cause in _causes(error)):
+        return "it ends the connection" + ("" if settings.tls else "; if that is its TLS port, write rediss://")
     return explained(settings, error)
 
 
@@ -116,8 +117,6 @@ def _why_no_connection(settings: RedisSettings, cause: BaseException) -> str:
             return "there is no host of that name"
         case ConnectionRefusedError():
             return "nobody listens there"
-        case ConnectionResetError():
-            return "it ended the connection" + ("" if settings.tls else "; if that is its TLS port, write rediss://")
     return ""
 
 

@@ -22,6 +22,7 @@ from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, ConnectionError as ClientConnectionError, NoScriptError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry as ClientRetry
 
 from reliamq.spi import BrokerUnavailable
@@ -86,6 +87,8 @@ class Servers:
             "socket_connect_timeout": self._settings.request_timeout_seconds,
             "socket_timeout": None,  # each answer has a limit of its own
             "retry": ClientRetry(NoBackoff(), 0),
+            # With these the client does not look whether an idle connection has ended before it uses it
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
         if self._context is not None:
             options |= {"connection_class": _Encrypted, "context": self._context}
