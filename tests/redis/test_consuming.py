@@ -127,7 +127,7 @@ async def test_a_member_that_lost_its_lane_changes_nothing_in_it(
     assert bodies(await drain(settings, topic, 1)) == {b"contested": 1}
 
 
-async def test_a_primary_that_is_killed_and_started_again_costs_no_effect_and_doubles_none(
+async def test_a_primary_that_is_killed_and_started_again_costs_no_effect(
     whole: RedisServers, tmp_path: Path, topic: str
 ) -> None:
     """P1 C1"""

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from reliamq.spi import Message
+from reliamq.spi import BrokerUnavailable, Message
 from reliamq_redis.catalog.names import LaneKeys
 from reliamq_redis.consuming.window import Changes, Held, LaneWindow, order_of
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
 from reliamq_redis.wire.attempts import Attempts
-from reliamq_redis.wire.errors import FAILURES
+from reliamq_redis.wire.errors import FAILURES, said
 from reliamq_redis.wire.records import Fields, fingerprint, message_of, own_fields, readable
 from reliamq_redis.wire.servers import Servers
 
@@ -80,7 +80,7 @@ class Lane:
         self._topic, self._group, self._member = topic, group, member
         self._keys, self._lease = LaneKeys(topic, number, group), lease
         self._changed = changed
-        self._token = 0
+        self._token, self._sure_until = 0, 0.0
         self._writing = asyncio.Lock()
         self._ended = asyncio.Event()
         self.window: LaneWindow | None = None
@@ -176,21 +176,34 @@ class Lane:
     # --- while it is had -------------------------------------------------------------------------------------------
 
     async def _serve(self, window: LaneWindow) -> None:
-        """Fetch what comes, for as long as there is room; and keep the lease.  Raises LaneLost."""
+        """Fetch what comes, for as long as there is room; and keep the lease.
+
+        A server that is away is waited for, as long as nobody else can have the lane.
+        Raises LaneLost, and the client's errors.
+        """
         while not self._ended.is_set():
-            left = -1
-            if room := min(window.room, FETCHED):
-                position, entries, left = await self._fetch(NEW, room)
-                self._advance(position, entries)
-                for name, fields in entries:
-                    self._take_in(window, name.decode(), fields, came_back=False)
-                if entries:
-                    self._changed()
-                    continue
-            await self._write(renew=not room)
-            await self._pause(window, left)
+            try:
+                await self._fetch_or_wait(window)
+            except (*FAILURES, BrokerUnavailable) as error:
+                if time.monotonic() >= self._sure_until:
+                    raise
+                logger.warning("%s: the server is away, trying again: %s", self._label, said(error))
+                await asyncio.sleep(ASK_SECONDS)
         if not self._token:
             raise LaneLost(f"{self._label} is another member's by now")
+
+    async def _fetch_or_wait(self, window: LaneWindow) -> None:
+        left = -1
+        if room := min(window.room, FETCHED):
+            position, entries, left = await self._fetch(NEW, room)
+            self._advance(position, entries)
+            for name, fields in entries:
+                self._take_in(window, name.decode(), fields, came_back=False)
+            if entries:
+                self._changed()
+                return
+        await self._write(renew=not room)
+        await self._pause(window, left)
 
     def _advance(self, position: str, entries: Sequence[tuple[bytes, Fields]]) -> None:
         """The group is where this member left it, and further now.  Raises LaneLost where it is not."""
@@ -231,9 +244,11 @@ class Lane:
         keys = [self._keys.stream, self._keys.state, self._keys.delayed, self._keys.waiting]
         arguments = [self._group, self._token, self._milliseconds, start, count]
         # Cancelled, or the answer lost: what was taken is found again by whoever has the lane next
+        asked = time.monotonic()
         answer = await self._servers.run(FETCH, keys, arguments)
         if answer is None:
             raise LaneLost(f"{self._label} is another member's by now")
+        self._sure_until = asked + self._lease
         position, entries, left = answer
         return position.decode(), entries, int(left)
 
@@ -289,6 +304,7 @@ class Lane:
             changes = window.changes()
             if not changes and not renew and not last:
                 return
+            asked = time.monotonic()
             try:
                 kept = await self._servers.run(WRITE, self._written_keys, self._arguments(changes, last=last))
             except BaseException:
@@ -297,6 +313,7 @@ class Lane:
             if not kept:
                 self.lose()
                 raise LaneLost(f"{self._label} is another member's by now")
+            self._sure_until = asked + self._lease
 
     @property
     def _written_keys(self) -> Sequence[str]:

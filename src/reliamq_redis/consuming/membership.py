@@ -25,7 +25,7 @@ from reliamq_redis.consuming.lane import FIRST, Lane, LaneLost
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
 from reliamq_redis.storage.retention import Trimming
-from reliamq_redis.wire.errors import FAILURES
+from reliamq_redis.wire.errors import FAILURES, said
 from reliamq_redis.wire.servers import Servers, open_servers, unavailable
 
 __all__ = ["Membership"]
@@ -35,6 +35,7 @@ JOIN = script("join")
 BEAT_SECONDS = 1.0
 """With up to ten members; with more, each says it less often, so that the server does not carry more for it."""
 MEMBERS_PER_BEAT = 10
+AWAY_SECONDS = 0.3
 LEAVE_SECONDS = 10.0
 LONGEST_REST_SECONDS = 5.0
 """Before a lane is taken again that cannot be had."""
@@ -93,16 +94,26 @@ class Membership(Presence):
         return facts
 
     async def _keep_share(self, servers: Servers, facts: TopicFacts, trimming: Trimming) -> None:
+        """Until nobody asks.  A server that is away is waited for, as long as nobody takes this member for gone."""
+        heard = time.monotonic()
         while not self.is_idle():
             began = time.monotonic()
-            members = await self._say(servers)
+            try:
+                members = await self._say(servers)
+                await trimming.run([number for number, lane in self.lanes.items() if lane.window is not None])
+                heard = began
+            except (*FAILURES, BrokerUnavailable) as error:
+                if began - heard >= self._lease:
+                    raise
+                logger.warning("%s: the server is away, trying again: %s", self.label, said(error))
+                await self._pause(AWAY_SECONDS, time.monotonic())
+                continue
             share = range(members.index(self._member), facts.lanes, len(members))
             for number, lane in self.lanes.items():
                 if number not in share:
                     lane.retire()
             for number in set(share) - self.lanes.keys():
                 self._take(servers, number)
-            await trimming.run([number for number, lane in self.lanes.items() if lane.window is not None])
             beat = BEAT_SECONDS * max(1.0, len(members) / MEMBERS_PER_BEAT)
             await self._pause(beat if len(self.lanes) == len(share) else 0.1, began)
 
