@@ -114,8 +114,8 @@ async def main(url: str, kept: int = 200_000) -> None:
         for engine in (one, two, three):
             await fill(engine, kept)
             await drain(full if engine is three else SqlOutboxStore(engine))
-            await tidy(engine)
             await fill(engine, BATCH * (ROUNDS + 20))
+            await tidy(engine)
 
         readings: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in stores}
         turns = list(stores.items())

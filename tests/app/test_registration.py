@@ -151,6 +151,21 @@ def test_leases_in_a_store_of_their_own_need_no_database() -> None:
     anyio.run(run)
 
 
+def test_leases_at_a_url_need_no_database_and_one_that_keeps_none_is_refused() -> None:
+    app = Reliamq(Settings(broker=f"memory://{uuid.uuid4()}", leases="memory://leases"))
+    orders = app.topic("orders", Order)
+
+    @app.handler(orders, group="g", effects="lease")
+    async def handle(order: Order) -> None: ...
+
+    async def run() -> None:
+        async with app:
+            pytest.fail("it opened")
+
+    with pytest.raises(ConfigurationError, match="'embedded' keeps no leases"):
+        anyio.run(run)
+
+
 def test_models_are_needed(app: Reliamq) -> None:
     with pytest.raises(ConfigurationError, match="at least one pydantic model"):
         app.topic("orders")

@@ -16,6 +16,7 @@ NAMES = ("x", "y")
 KEEP = 50.0
 names = st.sampled_from(NAMES)
 picks = st.integers(0, 50)
+seconds = st.integers(0, 10)
 
 
 class Leases(RuleBasedStateMachine):
@@ -23,6 +24,7 @@ class Leases(RuleBasedStateMachine):
 
     now: seconds, by the store's clock.
     grants: all that were ever given, by name; the last one is the only one that may still act.
+    lost: names whose last grant nobody was told of, as the store knows.
     """
 
     store: IdempotencyStore
@@ -32,6 +34,7 @@ class Leases(RuleBasedStateMachine):
         self.now = 0.0
         self.grants: dict[str, list[LeaseGrant]] = {name: [] for name in NAMES}
         self.until: dict[str, float] = dict.fromkeys(NAMES, 0.0)
+        self.lost = set[str]()
         self.done: dict[str, bytes] = {}
         self.done_until: dict[str, float] = {}
 
@@ -50,20 +53,24 @@ class Leases(RuleBasedStateMachine):
         grant = given[number % len(given)]
         return grant, grant is given[-1] and name not in self.done
 
-    @rule(name=names, seconds=st.integers(0, 10))
+    @rule(name=names, seconds=seconds)
     def acquire(self, name: str, seconds: int) -> None:
         answer = self.call(self.store.acquire, self.identity(name), lease=timedelta(seconds=seconds))
         if name in self.done:
             assert answer == LeaseState(done=True, result=self.done[name])
-        elif self.until[name] > self.now:
+        elif self.until[name] > self.now and name not in self.lost:
             assert answer == LeaseState(done=False, busy_seconds=self.until[name] - self.now)
         else:
             assert isinstance(answer, LeaseGrant)
-            assert all(answer.token > older.token for older in self.grants[name])
-            self.grants[name].append(answer)
-            self.until[name] = self.now + seconds
+            self.granted(name, answer, seconds)
+        self.lost.discard(name)
 
-    @rule(name=names, number=picks, seconds=st.integers(0, 10))
+    def granted(self, name: str, grant: LeaseGrant, seconds: int) -> None:
+        assert all(grant.token > older.token for older in self.grants[name])
+        self.grants[name].append(grant)
+        self.until[name] = self.now + seconds
+
+    @rule(name=names, number=picks, seconds=seconds)
     def extend(self, name: str, number: int, seconds: int) -> None:
         if picked := self.pick(name, number):
             grant, newest = picked

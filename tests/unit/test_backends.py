@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reliamq.backends import installed_backends, open_backend
-from reliamq.spi import BrokenPlugin, ConfigurationError, MissingExtra, UnknownScheme
+from reliamq.backends import installed_backends, open_backend, open_leases
+from reliamq.spi import BrokenPlugin, ConfigurationError, Durability, MissingExtra, UnknownScheme
 
 Plant = Callable[..., None]
 _numbers = itertools.count()
@@ -141,3 +141,51 @@ def test_the_case_of_a_scheme_does_not_matter(plant: Plant) -> None:
 
     assert open_backend("PARCEL://a").name == "embedded"
     assert open_backend("Embedded:///app.db").name == "embedded"
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+
+KEEPING = (
+    SOUND
+    + """
+    class Kept:
+        def __init__(self, *arguments):
+            self.arguments = arguments
+        def idempotency_store(self, *, remember):
+            raise NotImplementedError
+        def lock(self):
+            raise NotImplementedError
+
+    @hookimpl
+    def reliamq_leases(url, settings, durability):
+        return Kept(url, settings, durability)
+"""
+)
+
+
+def test_a_plugin_may_keep_leases_and_gets_its_section_and_what_they_must_survive(plant: Plant) -> None:
+    plant(KEEPING)
+
+    leases = open_leases("parcel://a", {"parcel": {"colour": "red"}}, durability=Durability.FSYNCED)
+
+    assert vars(leases) == {"arguments": ("parcel://a", {"colour": "red"}, Durability.FSYNCED)}
+    assert vars(open_leases("parcels://a"))["arguments"][2] is Durability.REPLICATED
+
+
+def test_a_backend_that_keeps_no_leases_says_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"'embedded' keeps no leases; name a backend that does"):
+        open_leases("memory://a")
+
+
+def test_a_plugin_that_makes_no_leases_is_broken(plant: Plant) -> None:
+    plant(KEEPING.replace("return Kept(url, settings, durability)", "return url"))
+
+    with pytest.raises(BrokenPlugin, match=r"reliamq_leases gave str, which is no Leases"):
+        open_leases("parcel://a")
+
+
+def test_leases_at_no_url_or_one_that_nobody_serves_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"leases 'localhost' is no URL; write something like redis://host"):
+        open_leases("localhost")
+    with pytest.raises(UnknownScheme, match="pigeon"):
+        open_leases("pigeon://a")

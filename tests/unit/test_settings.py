@@ -62,6 +62,7 @@ def test_a_backends_section_is_kept_for_the_backend(folder: Path) -> None:
         ('brokr = "memory://a"', "setting 'brokr' in reliamq.toml is unknown; did you mean broker?"),
         ('colour = "red"', "setting 'colour' in reliamq.toml is unknown; there are backends, broker, database, "),
         ('broker = "localhost"', "setting 'broker' in reliamq.toml is no URL; write something like embedded:///app.db"),
+        ('leases = "localhost"', "setting 'leases' in reliamq.toml is no URL; write something like redis://host"),
         ("broker = 3", "setting 'broker' in reliamq.toml must be text"),
         ("[worker]\nprefetch = 0", "setting 'worker.prefetch' in reliamq.toml must be at least 1"),
         ('[worker]\nprefetch = "many"', "setting 'worker.prefetch' in reliamq.toml must be a whole number"),
@@ -226,6 +227,7 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
     settings = Settings(
         broker="kafka://user:hunter2@host:9092?sasl_password=hunter2",
         database="postgresql://user:hunter2@host/app",
+        leases="redis://user:hunter2@host",
         backends={"kafka": {"password": "hunter2"}},
     )
 

@@ -57,7 +57,11 @@ class _Audit:
         self._nodes: list[cluster.Node] | None = None
 
     async def everything(self) -> list[Finding]:
-        primaries = [await ask_server(self._servers, self._settings, one) for one in await self._servers.holders()]
+        told = await self._ask(await self._servers.holders())
+        primaries = [server for server in told if isinstance(server, Server)]
+        for error in told:
+            if isinstance(error, BaseException):
+                raise error
         await self._deployment(primaries)
         await self._servers_alone(primaries)
         first = primaries[0].address
@@ -90,7 +94,8 @@ class _Audit:
     def _known_replicas(self, primary: Server) -> frozenset[Address]:
         """There or not, as far as somebody tells."""
         connected = frozenset(replica.address for replica in primary.replicas)
-        return connected | self._sentinels.replicas | cluster.replicas_of(primary.address, self._nodes or [])
+        told = self._sentinels.replicas | cluster.replicas_of(primary.address, self._nodes or [])
+        return copies.known_replicas(connected, told - {primary.address})
 
     # --- each of them ----------------------------------------------------------------------------------------------
 
@@ -115,13 +120,20 @@ class _Audit:
 
     async def _copies(self, primary: Server) -> Copies:
         """Ask the replicas, too.  One that does not answer is said."""
-        known, seen = self._known_replicas(primary) - {primary.address}, dict[Address, Server]()
-        for address in sorted(known):
-            try:
-                seen[address] = await ask_server(self._servers, self._settings, address)
-            except FAILURES as error:
-                self._findings.append(_silent(address, error))
-        return Copies(primary, known, seen)
+        known, seen = sorted(self._known_replicas(primary)), dict[Address, Server]()
+        for address, told in zip(known, await self._ask(known), strict=True):
+            if isinstance(told, Server):
+                seen[address] = told
+            elif isinstance(told, FAILURES):
+                self._findings.append(_silent(address, told))
+            else:
+                raise told
+        return Copies(primary, frozenset(known), seen)
+
+    async def _ask(self, addresses: Sequence[Address]) -> Sequence[Server | BaseException]:
+        """All at once, so that those that are silent cost the time of one."""
+        asking = [ask_server(self._servers, self._settings, address) for address in addresses]
+        return await asyncio.gather(*asking, return_exceptions=True)
 
     async def _dead_letters(self, address: Address) -> None:
         """Of all topics: as long as they are nobody's, they are kept."""

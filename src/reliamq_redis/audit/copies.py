@@ -17,7 +17,7 @@ from reliamq_redis.audit.rules import Fault, names_of, weighed
 from reliamq_redis.settings import Deployment, RedisSettings
 from reliamq_redis.wire.servers import Address
 
-__all__ = ["Copies", "client_findings", "copies_faults", "spread_findings"]
+__all__ = ["Copies", "client_findings", "copies_faults", "known_replicas", "spread_findings"]
 
 SILENT_SECONDS = 10
 """A replica that was not heard of for so long is as good as away: Redis' own ``min-replicas-max-lag``."""
@@ -62,6 +62,14 @@ class Copies:
         if replica.state == "online" and replica.lag_seconds > SILENT_SECONDS:
             return f"silent for {replica.lag_seconds} s"
         return "online, without keeping it on its disk" if self._keeps_nothing(replica) else replica.state
+
+
+def known_replicas(connected: frozenset[Address], told: frozenset[Address]) -> frozenset[Address]:
+    """connected: by the addresses that their primary tells.  told: by Sentinels or the Cluster's nodes, there or not.
+
+    As many connected as told are the same, whatever their addresses: a replica may have several names.
+    """
+    return connected if len(connected) >= len(told) else connected | told
 
 
 def copies_faults(

@@ -161,10 +161,9 @@ def _waiting_faults(
     view: TopicView, lanes: OnLanes, group: str, retention_seconds: float
 ) -> Iterator[tuple[Fault, Sequence[str]]]:
     waiting = [(lane, one) for lane, one in lanes if one.oldest is not None or one.overdue]
-    since = min((one.oldest[0] for _, one in waiting if one.oldest is not None), default=view.now)
-    age = (view.now - since) / 1000
-    if waiting and age > LONG_SECONDS:
-        yield from _idle_faults(view, waiting, group, age)
+    yield from _idle_faults(view, waiting, group)
+    oldest = [one.oldest[0] for _, one in waiting if one.oldest is not None]
+    age = (view.now - min(oldest, default=view.now)) / 1000
     if age > retention_seconds + STANDS_STILL_SECONDS:
         why = "Everything since is kept for it, until memory is full."
         fix = (
@@ -175,25 +174,35 @@ def _waiting_faults(
         yield Fault(Severity.NOTE, "oldest unfinished entry", found, required, why, fix), []
 
 
-def _idle_faults(view: TopicView, waiting: OnLanes, group: str, age: float) -> Iterator[tuple[Fault, Sequence[str]]]:
+def _idle_faults(view: TopicView, waiting: OnLanes, group: str) -> Iterator[tuple[Fault, Sequence[str]]]:
     """Nobody is there, or nobody has those lanes."""
+    long_ago = view.now - int(LONG_SECONDS * 1000)
     if not view.members.get(group):
-        found = f"none, and {_count(waiting)} for {_period(age)}{_left(view, waiting)}"
-        why = "Nobody handles them; nothing is lost, and nothing is removed."
-        yield Fault(Severity.NOTE, "members", found, "at least one", why, "Start its workers."), []
+        since = min((_since(one, view.now) for _, one in waiting), default=view.now)
+        if since < long_ago:
+            found = f"none, and {_count(waiting)} for {_period((view.now - since) / 1000)}{_left(view, waiting)}"
+            why = "Nobody handles them; nothing is lost, and nothing is removed."
+            yield Fault(Severity.NOTE, "members", found, "at least one", why, "Start its workers."), []
         return
-    idle = [(lane, one) for lane, one in waiting if (one.held_until or 0) < view.now - LONG_SECONDS * 1000]
-    if idle and any(one.oldest and one.oldest[0] < view.now - LONG_SECONDS * 1000 for _, one in idle):
+    idle = [
+        lane.stream for lane, one in waiting if (one.held_until or 0) < long_ago and _since(one, view.now) < long_ago
+    ]
+    if idle:
         why = "Members are there, and none of them has these lanes."
-        fix = "See the workers' logs."
-        streams = [lane.stream for lane, _ in idle]
-        yield Fault(Severity.NOTE, "lanes", "had by nobody while entries wait", "had by members", why, fix), streams
+        found, fix = "had by nobody while entries wait", "See the workers' logs."
+        yield Fault(Severity.NOTE, "lanes", found, "had by members", why, fix), idle
+
+
+def _since(one: GroupOnLane, now: int) -> int:
+    """Since when something waits, wall-clock milliseconds."""
+    return min(one.oldest[0] if one.oldest else now, one.due if one.overdue and one.due is not None else now)
 
 
 def _count(waiting: OnLanes) -> str:
     unread = [one.behind for _, one in waiting]
     count = sum(one.pending + one.overdue + (one.behind or 0) for _, one in waiting)
-    return f"{count}{' or more' if None in unread else ''} entries wait"
+    more = " or more" if None in unread else ""
+    return f"one{more} waits" if count == 1 else f"{count}{more} wait"
 
 
 def _left(view: TopicView, waiting: OnLanes) -> str:
@@ -203,7 +212,7 @@ def _left(view: TopicView, waiting: OnLanes) -> str:
 
 
 def _period(seconds: float) -> str:
-    """``3 days``, ``5 hours``, ``2 minutes``."""
+    """``3 days``, ``5 hours``, ``2 minutes``, whole ones."""
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{int(seconds // length)} {unit}"

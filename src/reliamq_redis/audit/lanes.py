@@ -49,8 +49,8 @@ class GroupOnLane:
     elsewhere: consumers of nobody's that have some of them, and how many.
     behind: entries that it has not had, where Redis knows.
     held_until: when the lane's lease ends, wall-clock milliseconds; None: nobody has it.
-    overdue: late retries that should have come back.  away, kept: how many late retries there are, and how many of them
-    have their message.
+    overdue: late retries that should have come back; due: when the first of all should, wall-clock milliseconds.
+    away, kept: how many late retries there are, and how many of them have their message.
     """
 
     delivered: EntryId
@@ -62,6 +62,7 @@ class GroupOnLane:
     behind: int | None = 0
     held_until: int | None = None
     overdue: int = 0
+    due: int | None = None
     away: int = 0
     kept: int = 0
 
@@ -211,7 +212,9 @@ async def _read_group(
     if oldest is None and lane.generated > delivered:
         oldest = await _next(questions, lane.stream, delivered)
     held = None if keys.state in wrong else await questions.of_key(keys.state, "HGET", keys.state, "until")
-    overdue, away, kept = (0, 0, 0) if {keys.delayed, keys.waiting} & set(wrong) else await _away(questions, keys, now)
+    is_readable = not {keys.delayed, keys.waiting} & set(wrong)
+    away, kept = await _away(questions, keys) if is_readable else (0, 0)
+    overdue, due = await _due(questions, keys.delayed, now) if away else (0, None)
     return GroupOnLane(
         delivered=delivered,
         read=told.get("entries-read"),
@@ -222,6 +225,7 @@ async def _read_group(
         behind=told.get("lag"),
         held_until=int(held) if held is not None else None,
         overdue=overdue,
+        due=due,
         away=away,
         kept=kept,
     )
@@ -255,8 +259,8 @@ async def _pending_ids(questions: Questions, stream: str, group: str, first: str
     return [one["message_id"].decode() for one in told or ()]
 
 
-async def _away(questions: Questions, keys: LaneKeys, now: int) -> tuple[int, int, int]:
-    """Late retries: overdue, all, and how many have their message.
+async def _away(questions: Questions, keys: LaneKeys) -> tuple[int, int]:
+    """How many late retries there are, and how many have their message.
 
     Asked again where these two differ: one may have gone or come in between.
     """
@@ -264,7 +268,14 @@ async def _away(questions: Questions, keys: LaneKeys, now: int) -> tuple[int, in
     kept = await questions.of_key(keys.waiting, "HLEN", keys.waiting)
     if away != kept and away != await questions.of_key(keys.delayed, "ZCARD", keys.delayed):
         kept = away
-    overdue = await questions.of_key(keys.delayed, "ZCOUNT", keys.delayed, "-inf", now) if away else 0
-    if None in (away, kept, overdue):
-        return 0, 0, 0  # which is said among what was refused
-    return int(overdue), int(away), int(kept)
+    if away is None or kept is None:
+        return 0, 0  # which is said among what was refused
+    return int(away), int(kept)
+
+
+async def _due(questions: Questions, delayed: str, now: int) -> tuple[int, int | None]:
+    """How many should have come back, and when the first should."""
+    overdue = await questions.of_key(delayed, "ZCOUNT", delayed, "-inf", now)
+    names: Any = await questions.of_key(delayed, "ZRANGE", delayed, 0, 0)
+    due = await questions.of_key(delayed, "ZSCORE", delayed, names[0]) if names else None
+    return int(overdue or 0), None if due is None else int(float(due))

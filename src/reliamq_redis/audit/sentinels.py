@@ -55,9 +55,9 @@ class Sentinels:
         """primary: who holds the data."""
         faults = [(name_of(one.address), fault) for one in self.told for fault in sentinel_faults(one, primary)]
         for name, reason in self.silent.items():
-            why = "One fewer that can find out that the primary is gone, and tell who is it then."
-            required = "an answer"
-            faults.append((name, Fault(Severity.RISKS, "answer", f"none ({reason})", required, why, "Start it.")))
+            why = "One fewer that can find out that the primary is gone, and tell who it is then."
+            fix, found = "Start it, or let this client reach it and sign in.", f"none ({reason})"
+            faults.append((name, Fault(Severity.RISKS, "answer", found, "one", why, fix)))
         yield from findings_of("sentinel", faults)
         yield from self.unseen
         if len(settings.servers) < LEAST:

@@ -20,7 +20,7 @@ from reliamq_redis.wire.servers import Address, Servers
 
 __all__ = ["Connection", "Connections", "Unsafe"]
 
-MOST = 16
+MOST = 64
 """Connections at once; more callers wait."""
 
 
@@ -55,12 +55,10 @@ class Connection:
         limit = self._seconds if seconds is None else min(seconds, self._seconds)
         reached = await self._pipe.wait(self._replicas, limit)
         if isinstance(reached, Exception):
-            raise Unsafe(f"it is not safe there: {said(reached)}") from reached
+            raise Unsafe(f"not kept safely: {said(reached)}") from reached
         if reached < self._replicas:
             where = "on their disks" if self._pipe.to_disk else "in memory"
-            raise Unsafe(
-                f"it is not safe there: the primary has it, and {reached} of {self._replicas} replicas {where}"
-            )
+            raise Unsafe(f"not kept safely: the primary has it, and {reached} of {self._replicas} replicas {where}")
 
 
 class Connections:

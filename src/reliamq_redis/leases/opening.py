@@ -1,24 +1,26 @@
 """Leases and locks at a URL, as the core asks for them.
 
-Servers on which marks could get lost without a failure are refused when they are opened, whatever broker there is: no
-other audit looks at them.
+Servers that would lose what they were told are refused when they are opened, by the rules of the audit, which looks at
+them only where they are the broker's, too.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
-from reliamq.spi import Durability, DurabilityError, Finding, Severity
+from reliamq.spi import Durability, DurabilityError, Severity
+from reliamq_redis.audit.commands import Commands
+from reliamq_redis.audit.questions import ask_server
+from reliamq_redis.audit.rules import findings_of
+from reliamq_redis.audit.server import primary_faults
 from reliamq_redis.leases.connections import Connections
 from reliamq_redis.leases.lock import RedisLock
 from reliamq_redis.leases.steps import LeaseSteps
 from reliamq_redis.leases.store import RedisLeaseStore
-from reliamq_redis.settings import RedisSettings, read_settings
+from reliamq_redis.settings import read_settings
 from reliamq_redis.wire.errors import FAILURES
 from reliamq_redis.wire.servers import Servers, open_servers, unavailable
 
@@ -66,38 +68,16 @@ class RedisLeases:
 
     async def _check(self, servers: Servers) -> None:
         """Raises DurabilityError, BrokerUnavailable."""
-        findings: list[Finding] = []
+        settings, commands = self._settings, Commands(self._settings)
         try:
-            for host, port in await servers.holders():
-                client: Any = servers.client((host, port))
-                async with asyncio.timeout(self._settings.request_timeout_seconds):
-                    info = await client.execute_command("INFO")
-                findings += _shortcomings(f"leases on {host}:{port}", info, self._settings, self._durability)
+            told = [await ask_server(servers, settings, address) for address in await servers.holders()]
         except FAILURES as error:
-            raise unavailable(self._settings, "looking at the servers", error) from error
+            raise unavailable(settings, "looking at what keeps leases", error) from error
+        faults = [(one.name, fault) for one in told for fault in primary_faults(one, self._durability, commands)]
+        findings = list(findings_of("leases on server", faults))
         losing = [finding for finding in findings if finding.severity is Severity.LOSES]
         if losing and self._durability > Durability.DEVELOPMENT:
             raise DurabilityError(losing)
         for finding in findings:
-            logger.warning("%s: %s", finding.severity, finding)
-
-
-def _shortcomings(
-    subject: str, info: Mapping[str, Any], settings: RedisSettings, durability: Durability
-) -> Iterator[Finding]:
-    """Of a primary, by what it says of itself."""
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and info.get("maxmemory"):
-        why = "When memory runs short the server removes marks, and their effects are produced again."
-        fix = "CONFIG SET maxmemory-policy noeviction"
-        yield Finding(Severity.LOSES, subject, "maxmemory-policy", str(policy), "noeviction", why, fix, "I5")
-    if not info.get("aof_enabled"):
-        why = "A server that starts again has forgotten leases and marks since its last snapshot."
-        fix = "CONFIG SET appendonly yes, and the same in its configuration file."
-        yield Finding(Severity.LOSES, subject, "appendonly", "no", "yes", why, fix, "I3")
-    replicas = settings.replicas if durability is Durability.REPLICATED else 0
-    found = info.get("connected_slaves", 0)
-    if found < replicas:
-        why = "Nothing is granted until more are connected."
-        fix = "Start the replicas, or lower 'replicas' in the URL or the section."
-        yield Finding(Severity.RISKS, subject, "connected replicas", str(found), str(replicas), why, fix, "I3")
+            if finding.severity is not Severity.NOTE:
+                logger.warning("%s: %s", finding.severity, finding)

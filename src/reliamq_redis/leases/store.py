@@ -24,10 +24,11 @@ class RedisLeaseStore:
     have them (on their disks, from Redis 7.2 and with Valkey), so they outlive the primary if one of *those* is
     promoted: with ``replicas`` as many as there are, always; with fewer, usually, because the one that has most is
     preferred.  What was forgotten all the same comes to this: a running effect may start once more beside the first,
-    whose token is smaller and who is told so; an effect that was done may be produced again, if its message comes
-    again.  Renewals are not waited for; a failover that forgets one shortens a lease.  A server that evicts
-    (``maxmemory-policy``) or keeps no append-only file forgets without a failover, and is refused.  A SQL database
-    forgets none of this: where money moves, keep leases there, or have the other side refuse smaller tokens.
+    whose token is smaller and who is told so; an effect that was done may be produced again, under a larger token, if
+    its message comes again.  Renewals are not waited for; a failover that forgets one shortens a lease.  A server that
+    evicts (``maxmemory-policy``) or keeps no append-only file forgets without a failover, and is refused on opening.
+    A SQL database forgets none of this: where money moves, keep leases there, or have the other side know the message's
+    id, besides refusing smaller tokens.
     """
 
     def __init__(self, steps: LeaseSteps) -> None:
