@@ -709,7 +709,7 @@ async def test_a_group_that_is_not_among_the_declared_ones_is_a_risk(
     assert (finding.severity, finding.setting) == (RISKS, "group")
 
 
-@pytest.mark.parametrize("of", ["facts", "groups", "stream", "state", "attempts", "delayed", "waiting"])
+@pytest.mark.parametrize("of", ["facts", "groups", "members", "stream", "state", "attempts", "delayed", "waiting"])
 async def test_a_key_that_expires_loses_what_is_in_it_and_the_command_keeps_it(
     pair: OwnPair, own: RedisSettings, orders: str, of: str
 ) -> None:
@@ -723,7 +723,7 @@ async def test_a_key_that_expires_loses_what_is_in_it_and_the_command_keeps_it(
     assert "expires" not in {one.setting for one in await found_on(own, orders)}
 
 
-@pytest.mark.parametrize("of", ["facts", "groups", "stream", "state", "attempts", "delayed", "waiting"])
+@pytest.mark.parametrize("of", ["facts", "groups", "members", "stream", "state", "attempts", "delayed", "waiting"])
 async def test_a_key_of_another_type_is_named_and_makes_no_other_finding_of_its_own(
     pair: OwnPair, own: RedisSettings, orders: str, of: str
 ) -> None:
@@ -739,6 +739,7 @@ async def test_a_key_of_another_type_is_named_and_makes_no_other_finding_of_its_
 KIND_OF = {
     "facts": "hash",
     "groups": "set",
+    "members": "zset",
     "stream": "stream",
     "state": "hash",
     "attempts": "hash",
@@ -748,6 +749,8 @@ KIND_OF = {
 
 
 def key_of(topic: str, of: str) -> str:
+    if of == "members":
+        return TopicKeys(topic).members("g")
     keys: Any = TopicKeys(topic) if of in ("facts", "groups") else LaneKeys(topic, 0, "g")
     return str(getattr(keys, of))
 
@@ -804,16 +807,25 @@ async def test_entries_that_were_removed_unread_are_named_until_somebody_has_see
     assert (finding.severity, finding.setting) == (LOSES, "unread entries")
     assert finding.found == f"removed by somebody (XTRIM, XDEL) ({stream})"
     assert "outbox replay" in finding.fix
-    if how != "XDEL":
-        run(finding.fix)
-        assert await found_on(own, orders) == []
+    run(finding.fix)
+    assert await found_on(own, orders) == []
+
+    if how == "XTRIM all":
+        await published(own, orders, 1)
+    left = len(await drain(own, orders, 1))  # and nothing that is there is passed over
+    assert left == {"XTRIM": 3, "XTRIM all": 1, "XDEL": 5}[how]
+    assert await found_on(own, orders) == []
 
 
+@pytest.mark.parametrize("how", ["XTRIM", "XDEL", "XTRIM and XDEL"])
 async def test_entries_that_were_removed_before_anything_was_read_may_have_been_older_than_the_group(
-    pair: OwnPair, own: RedisSettings, orders: str
+    pair: OwnPair, own: RedisSettings, orders: str, how: str
 ) -> None:
-    await published(own, orders, 10)
-    pair.primary("XTRIM", stream_of(orders, 0), "MAXLEN", 3)
+    names = await published(own, orders, 10)
+    if "XDEL" in how:
+        pair.primary("XDEL", stream_of(orders, 0), names[8])
+    if "XTRIM" in how:
+        pair.primary("XTRIM", stream_of(orders, 0), "MAXLEN", 3)
     finding = await the_one(own, orders)
     assert (finding.severity, finding.setting) == (RISKS, "unread entries")
     run(finding.fix)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Insert, Select, delete, exists, func, insert, select, update
+from sqlalchemy import Executable, Insert, Select, delete, exists, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -64,10 +64,8 @@ class SentRows:
         """
         number = await _locked_number(connection, alone=False)
         for positions in chunks(sorted(one.position for one in confirmed if one.replays == number)):
-            # Locked, because a late relay may write down the same confirm.
-            there = select(*_of(row), now_seconds()).where(row.position.in_(positions)).with_for_update()
-            await connection.execute(_insert_new(connection, sent, [*MESSAGE, "sent_at"], there))
-            await connection.execute(delete(row).where(row.position.in_(positions)))
+            for statement in _move(connection, positions):
+                await connection.execute(statement)
 
     # --- replays ---------------------------------------------------------------------------------------------------
 
@@ -143,6 +141,16 @@ async def _locked_number(connection: AsyncConnection, *, alone: bool) -> int:
     else:
         number = number.with_for_update(read=not alone)
     return int(await connection.scalar(number) or 0)
+
+
+def _move(connection: AsyncConnection, positions: Sequence[int]) -> list[Executable]:
+    """From the outbox to the sent rows.  A late relay may write down the same confirm, so each row is locked."""
+    names, these = [*MESSAGE, "sent_at"], row.position.in_(positions)
+    if connection.dialect.name == "postgresql":  # where one statement costs half of what two do
+        gone = delete(row).where(these).returning(*_of(row)).cte("gone")
+        return [_insert_new(connection, sent, names, select(*gone.c, now_seconds()))]
+    there = select(*_of(row), now_seconds()).where(these).with_for_update()
+    return [_insert_new(connection, sent, names, there), delete(row).where(these)]
 
 
 def _of(table: type[OutboxMessage | SentMessage]) -> list[Any]:

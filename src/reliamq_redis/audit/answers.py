@@ -9,10 +9,11 @@ from typing import Any
 
 from reliamq_redis.wire.servers import Address
 
-__all__ = ["EntryId", "Replica", "Server", "after", "entry_id", "name_of", "pairs_of", "shown_id"]
+__all__ = ["EntryId", "Replica", "Server", "after", "before", "entry_id", "name_of", "pairs_of", "shown_id"]
 
 EntryId = tuple[int, int]
 """Milliseconds and a number: what Redis orders entries by."""
+LAST_NUMBER = 2**64 - 1
 WITH_WAITAOF = (7, 2)
 """Since that version (Redis documentation, WAITAOF); Valkey tells 7.2 as the version that it is like."""
 
@@ -105,8 +106,13 @@ def shown_id(one: EntryId) -> str:
 
 
 def after(one: EntryId) -> EntryId:
-    """The id that would follow at once."""
-    return one[0], one[1] + 1
+    """The id that follows at once."""
+    return (one[0], one[1] + 1) if one[1] < LAST_NUMBER else (one[0] + 1, 0)
+
+
+def before(one: EntryId) -> EntryId:
+    """The id that is followed by that one at once."""
+    return (one[0], one[1] - 1) if one[1] else (one[0] - 1, LAST_NUMBER)
 
 
 def pairs_of(answer: Any) -> dict[str, Any]:

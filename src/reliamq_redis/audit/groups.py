@@ -7,17 +7,17 @@ the group must have had every one of the entries that were ever added and are no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, auto
 
 from reliamq.spi import Severity
-from reliamq_redis.audit.answers import EntryId, after, shown_id
+from reliamq_redis.audit.answers import EntryId, after, before, shown_id
 from reliamq_redis.audit.commands import REPLAY, Commands
-from reliamq_redis.audit.lanes import GroupOnLane, LaneView, TopicView
-from reliamq_redis.audit.rules import Fault
+from reliamq_redis.audit.lanes import CONSUMER, GroupOnLane, LaneView, TopicView
+from reliamq_redis.audit.rules import SHOWN, Fault
 from reliamq_redis.wire.servers import Address
 
-__all__ = ["STANDS_STILL_SECONDS", "group_faults", "removed_unread"]
+__all__ = ["STANDS_STILL_SECONDS", "Removed", "group_faults", "removed_unread"]
 
 LONG_SECONDS = 60.0
 """A deployment may leave a group without members for less."""
@@ -76,82 +76,96 @@ def group_faults(
     yield from _waiting_faults(view, lanes, group, retention_seconds)
 
 
-def _streams(lanes: OnLanes, has: Callable[[LaneView, GroupOnLane], bool]) -> list[str]:
-    return [lane.stream for lane, one in lanes if has(lane, one)]
-
-
 # --- what is gone -----------------------------------------------------------------------------------------------------
+
+
+VERDICTS = {
+    Removed.SOME: (Severity.LOSES, "removed by somebody (XTRIM, XDEL)", "This group never gets them."),
+    Removed.PERHAPS: (
+        Severity.RISKS,
+        "removed by somebody, or before the group was declared",
+        "If it was there then, it never gets them; it has had nothing yet, so that this cannot be told apart.",
+    ),
+    Removed.UNKNOWN: (
+        Severity.UNSEEN,
+        "perhaps removed by somebody",
+        "Redis does not count what this group has had (before 7.0, or until it has reached the stream's end).",
+    ),
+}
 
 
 def _removed_faults(
     lanes: OnLanes, group: str, address: Address, commands: Commands
 ) -> Iterator[tuple[Fault, Sequence[str]]]:
     verdicts = {lane.stream: removed_unread(lane, group) for lane, _ in lanes}
-    by_stream = {lane.stream: lane for lane, _ in lanes}
-    required, setting = "kept until handled", "unread entries"
-    for verdict, severity, found, why in (
-        (
-            Removed.SOME,
-            Severity.LOSES,
-            "removed by somebody (XTRIM, XDEL)",
-            "This group never gets them.",
-        ),
-        (
-            Removed.PERHAPS,
-            Severity.RISKS,
-            "removed by somebody, or before the group was declared",
-            "If it was there then, it never gets them; it has had nothing yet, so that this cannot be told apart.",
-        ),
-    ):
-        streams = [stream for stream, told in verdicts.items() if told is verdict]
-        if streams:
-            fix = _accept(by_stream[streams[0]], group, address, commands)
-            yield Fault(severity, setting, found, required, why, fix), streams
-    unknown = [stream for stream, told in verdicts.items() if told is Removed.UNKNOWN]
-    if unknown:
-        why = "Redis does not count what this group has had (before 7.0, or until it has reached the stream's end)."
+    for verdict, (severity, found, why) in VERDICTS.items():
+        those = [(lane, one) for lane, one in lanes if verdicts[lane.stream] is verdict]
+        if not those:
+            continue
         fix = "Let the group catch up and ask again; see that nobody uses XTRIM, XDEL or MAXLEN."
-        yield Fault(Severity.UNSEEN, setting, "perhaps removed by somebody", required, why, fix), unknown
+        if verdict is not Removed.UNKNOWN:
+            accepting = _of_each(_accept(lane, group, one, address, commands) for lane, one in those)
+            fix = f"See who does that, and {REPLAY}; then have the group go on without them: {accepting}"
+        streams = [lane.stream for lane, _ in those]
+        yield Fault(severity, "unread entries", found, "kept until handled", why, fix), streams
 
 
-def _accept(lane: LaneView, group: str, address: Address, commands: Commands) -> str:
-    """Have the group begin behind what is gone."""
-    first = lane.first or after(lane.generated)
-    position = (first[0], first[1] - 1) if first[1] else (first[0] - 1, 2**64 - 1)
-    read = str((lane.added or 0) - lane.length)
-    words = ("XGROUP", "SETID", lane.stream, group, shown_id(position), "ENTRIESREAD", read)
-    return f"See who does that, and {REPLAY}; then have it begin behind them: {commands.on_key(address, *words)}"
+def _of_each(fixes: Iterable[str]) -> str:
+    """The commands for some streams, and that the others are mended alike."""
+    shown = list(fixes)
+    more = ". And so for the others." if len(shown) > SHOWN else ""
+    return "; ".join(shown[:SHOWN]) + more
+
+
+def _accept(lane: LaneView, group: str, one: GroupOnLane, address: Address, commands: Commands) -> str:
+    """Have the group begin behind what is gone at the start, and Redis forget what is gone behind that.  Nothing is
+    passed over that is there.
+    """
+    position = max(one.delivered, before(lane.first or after(lane.generated)))
+    move = ["XGROUP", "SETID", lane.stream, group, shown_id(position)]
+    if lane.deleted <= position:
+        return commands.on_key(address, *move, "ENTRIESREAD", str((lane.added or 0) - lane.length))
+    forget = ["XSETID", lane.stream, shown_id(lane.generated), "MAXDELETEDID", shown_id(position)]
+    return f"{commands.on_key(address, *forget)} && {commands.on_key(address, *move)}"
 
 
 def _pending_faults(
     lanes: OnLanes, group: str, address: Address, commands: Commands
 ) -> Iterator[tuple[Fault, Sequence[str]]]:
-    gone = _streams(lanes, lambda _, one: bool(one.removed))
+    gone = [name for _, one in lanes for name in one.removed]
     if gone:
-        names = [name for _, one in lanes for name in one.removed]
         why = "They were fetched and not finished; whoever has the lane next finds nothing in them."
         fix = f"See who does that, and {REPLAY}; workers that are started anew pass over them."
-        found = f"removed by somebody ({len(names)}, such as {names[0]})"
-        yield Fault(Severity.LOSES, "unfinished entries", found, "kept until handled", why, fix), gone
-    taken = {name: lane.stream for lane, one in lanes for name in one.elsewhere}
-    if taken:
-        count = sum(sum(one.elsewhere.values()) for _, one in lanes)
-        why = "Who took them is no worker of reliamq's: nobody handles them, and nothing behind them is removed."
-        claim = commands.on_key(address, "XAUTOCLAIM", next(iter(taken.values())), group, "lane", "60000", "0")
-        fix = f"{claim} (until it answers 0-0), and start the workers anew."
-        found = f"{count} fetched by {', '.join(sorted(taken))}"
-        streams = _streams(lanes, lambda _, one: bool(one.elsewhere))
-        yield Fault(Severity.LOSES, "unfinished entries", found, "fetched by workers alone", why, fix), streams
+        found = f"removed by somebody ({len(gone)}, such as {gone[0]})"
+        streams = [lane.stream for lane, one in lanes if one.removed]
+        yield Fault(Severity.LOSES, "unfinished entries", found, "kept until handled", why, fix), streams
+    yield from _foreign_faults([(lane, one) for lane, one in lanes if one.elsewhere], group, address, commands)
+
+
+def _foreign_faults(
+    lanes: OnLanes, group: str, address: Address, commands: Commands
+) -> Iterator[tuple[Fault, Sequence[str]]]:
+    """lanes: those of which others than workers have fetched something."""
+    if not lanes:
+        return
+    streams = [lane.stream for lane, _ in lanes]
+    names = sorted({name for _, one in lanes for name in one.elsewhere})
+    count = sum(sum(one.elsewhere.values()) for _, one in lanes)
+    why = "Who took them is no worker of reliamq's: nobody handles them, and nothing behind them is removed."
+    claims = (commands.on_key(address, "XAUTOCLAIM", stream, group, CONSUMER, "60000", "0") for stream in streams)
+    fix = f"{_of_each(claims)} (until it answers 0-0), and start the workers anew."
+    found, required = f"{count} fetched by {', '.join(names)}", "fetched by workers alone"
+    yield Fault(Severity.LOSES, "unfinished entries", found, required, why, fix), streams
 
 
 def _late_faults(lanes: OnLanes) -> Iterator[tuple[Fault, Sequence[str]]]:
-    odd = _streams(lanes, lambda _, one: one.away != one.kept)
+    odd = [(lane, one) for lane, one in lanes if one.away != one.kept]
     if odd:
-        away, kept = sum(one.away for _, one in lanes), sum(one.kept for _, one in lanes)
+        away, kept = sum(one.away for _, one in odd), sum(one.kept for _, one in odd)
         why = "A late retry comes back only if both its time and its message are there."
-        fix = f"See who removed keys, and {REPLAY}."
+        fix, streams = f"See who removed keys, and {REPLAY}.", [lane.stream for lane, _ in odd]
         found = f"{away} by time, {kept} with their message"
-        yield Fault(Severity.LOSES, "late retries", found, "as many of both", why, fix), odd
+        yield Fault(Severity.LOSES, "late retries", found, "as many of both", why, fix), streams
 
 
 # --- what waits -------------------------------------------------------------------------------------------------------

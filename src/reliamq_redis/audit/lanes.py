@@ -16,7 +16,7 @@ from reliamq_redis.audit.answers import EntryId, after, entry_id, pairs_of, show
 from reliamq_redis.audit.questions import Questions
 from reliamq_redis.catalog.names import LaneKeys, TopicKeys, stream_of
 
-__all__ = ["GroupOnLane", "LaneView", "OddKey", "TopicView", "look_at_key", "read_topic"]
+__all__ = ["CONSUMER", "GroupOnLane", "LaneView", "OddKey", "TopicView", "look_at_key", "read_topic"]
 
 AT_ONCE = 8
 """Lanes that are read side by side."""
@@ -108,23 +108,35 @@ class TopicView:
 
 async def read_topic(questions: Questions, topic: str, lanes: int, wanted: Collection[str]) -> TopicView:
     """wanted: groups that are asked for.  Raises the client's errors."""
-    keys, limit = TopicKeys(topic), asyncio.Semaphore(AT_ONCE)
+    keys = TopicKeys(topic)
     odd = await look_at_key(questions, keys.groups, "set")
     names: Any = None if odd and odd.kind != "set" else await questions.of_key(keys.groups, "SMEMBERS", keys.groups)
     declared = None if names is None else frozenset(name.decode() for name in names)
     seconds, _ = await questions.of_key(keys.facts, "TIME") or (int(time.time()), 0)
-    now = seconds * 1000
+    found = await _read_lanes(questions, topic, lanes, {*wanted, *(declared or ())}, seconds * 1000)
+    groups = {*wanted, *(declared or ())}.union(*(lane.groups or () for lane in found))
+    odd_members = {group: await look_at_key(questions, keys.members(group), "zset") for group in groups}
+    members = {
+        group: await _members(questions, keys.members(group), seconds * 1000)
+        for group in groups
+        if (odd_one := odd_members[group]) is None or odd_one.kind == "zset"
+    }
+    all_odd = [one for one in (odd, *odd_members.values()) if one is not None]
+    return TopicView(found, declared, members, all_odd, seconds * 1000)
+
+
+async def _read_lanes(
+    questions: Questions, topic: str, lanes: int, groups: Collection[str], now: int
+) -> Sequence[LaneView]:
+    limit = asyncio.Semaphore(AT_ONCE)
 
     async def read(number: int) -> LaneView:
         async with limit:
-            return await _read_lane(questions, topic, number, {*wanted, *(declared or ())}, now)
+            return await _read_lane(questions, topic, number, groups, now)
 
     # All are waited for, also when one fails: nothing goes on behind the caller's back
     results = await asyncio.gather(*[read(number) for number in range(lanes)], return_exceptions=True)
-    found = [_read_or_raised(result) for result in results]
-    groups = {*wanted, *(declared or ())}.union(*(lane.groups or () for lane in found))
-    members = {group: await _members(questions, keys, group, now) for group in groups}
-    return TopicView(found, declared, members, [odd] if odd else [], now)
+    return [_read_or_raised(result) for result in results]
 
 
 def _read_or_raised(result: LaneView | BaseException) -> LaneView:
@@ -133,8 +145,7 @@ def _read_or_raised(result: LaneView | BaseException) -> LaneView:
     return result
 
 
-async def _members(questions: Questions, keys: TopicKeys, group: str, now: int) -> int:
-    key = keys.members(group)
+async def _members(questions: Questions, key: str, now: int) -> int:
     return int(await questions.of_key(key, "ZCOUNT", key, now, "+inf") or 0)
 
 
@@ -166,7 +177,7 @@ async def _read_lane(questions: Questions, topic: str, number: int, groups: Coll
     view = _stream_view(stream, pairs_of(info))
     wrong = {one.key for one in odd if one.kind != one.required}
     found = {
-        name: await _read_group(questions, view, LaneKeys(topic, number, name), name, pairs, wrong, now)
+        name: await _read_group(questions, view, LaneKeys(topic, number, name), pairs, wrong, now)
         for name, pairs in on_stream.items()
     }
     return LaneView(
@@ -194,41 +205,34 @@ async def _odd_keys(questions: Questions, topic: str, number: int, group: str) -
 
 
 async def _read_group(
-    questions: Questions,
-    lane: LaneView,
-    keys: LaneKeys,
-    group: str,
-    told: Mapping[str, Any],
-    wrong: Collection[str],
-    now: int,
+    questions: Questions, lane: LaneView, keys: LaneKeys, told: Mapping[str, Any], wrong: Collection[str], now: int
 ) -> GroupOnLane:
     """told: of ``XINFO GROUPS``.  wrong: keys of another type, which are not asked."""
-    delivered, pending, oldest = entry_id(told["last-delivered-id"]), int(told["pending"]), None
-    elsewhere, removed = dict[str, int](), list[str]()
-    if pending:
-        oldest, elsewhere = await _pending(questions, lane.stream, group)
+    group, delivered = told["name"].decode(), entry_id(told["last-delivered-id"])
+    unfinished = await _unfinished(questions, lane, group, int(told["pending"]), delivered)
+    held = None if keys.state in wrong else await questions.of_key(keys.state, "HGET", keys.state, "until")
+    late = {} if {keys.delayed, keys.waiting} & set(wrong) else await _late(questions, keys, now)
+    return GroupOnLane(
+        delivered=delivered,
+        read=told.get("entries-read"),
+        behind=told.get("lag"),
+        held_until=int(held) if held is not None else None,
+        **unfinished,
+        **late,
+    )
+
+
+async def _unfinished(
+    questions: Questions, lane: LaneView, group: str, pending: int, delivered: EntryId
+) -> dict[str, Any]:
+    """What it has fetched, and what comes next."""
+    oldest, elsewhere = await _pending(questions, lane.stream, group) if pending else (None, {})
+    removed = list[str]()
     if oldest is not None and (lane.first is None or lane.first > oldest or lane.deleted >= oldest):
         removed = await _removed(questions, lane.stream, group)
     if oldest is None and lane.generated > delivered:
         oldest = await _next(questions, lane.stream, delivered)
-    held = None if keys.state in wrong else await questions.of_key(keys.state, "HGET", keys.state, "until")
-    is_readable = not {keys.delayed, keys.waiting} & set(wrong)
-    away, kept = await _away(questions, keys) if is_readable else (0, 0)
-    overdue, due = await _due(questions, keys.delayed, now) if away else (0, None)
-    return GroupOnLane(
-        delivered=delivered,
-        read=told.get("entries-read"),
-        pending=pending,
-        oldest=oldest,
-        removed=removed,
-        elsewhere=elsewhere,
-        behind=told.get("lag"),
-        held_until=int(held) if held is not None else None,
-        overdue=overdue,
-        due=due,
-        away=away,
-        kept=kept,
-    )
+    return {"pending": pending, "oldest": oldest, "removed": removed, "elsewhere": elsewhere}
 
 
 async def _pending(questions: Questions, stream: str, group: str) -> tuple[EntryId | None, dict[str, int]]:
@@ -259,18 +263,18 @@ async def _pending_ids(questions: Questions, stream: str, group: str, first: str
     return [one["message_id"].decode() for one in told or ()]
 
 
-async def _away(questions: Questions, keys: LaneKeys) -> tuple[int, int]:
-    """How many late retries there are, and how many have their message.
-
-    Asked again where these two differ: one may have gone or come in between.
+async def _late(questions: Questions, keys: LaneKeys, now: int) -> dict[str, Any]:
+    """Late retries.  How many there are is asked again where another number has a message: one may have gone or come
+    in between.
     """
     away = await questions.of_key(keys.delayed, "ZCARD", keys.delayed)
     kept = await questions.of_key(keys.waiting, "HLEN", keys.waiting)
     if away != kept and away != await questions.of_key(keys.delayed, "ZCARD", keys.delayed):
         kept = away
     if away is None or kept is None:
-        return 0, 0  # which is said among what was refused
-    return int(away), int(kept)
+        return {}  # which is said among what was refused
+    overdue, due = await _due(questions, keys.delayed, now) if away else (0, None)
+    return {"away": away, "kept": kept, "overdue": overdue, "due": due}
 
 
 async def _due(questions: Questions, delayed: str, now: int) -> tuple[int, int | None]:

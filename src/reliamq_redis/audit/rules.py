@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from reliamq.spi import Durability, Finding, Severity
 
-__all__ = ["Fault", "Rule", "findings_of", "is_the_word", "milder", "names_of", "weighed"]
+__all__ = ["SHOWN", "Fault", "Rule", "findings_of", "is_the_word", "milder", "names_of", "weighed"]
 
 SHOWN = 4
+"""Names in one finding."""
 MILDER = {Severity.LOSES: Severity.RISKS, Severity.RISKS: Severity.NOTE}
 
 
