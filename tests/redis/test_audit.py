@@ -22,9 +22,9 @@ from typing import Any
 import anyio
 import pytest
 from pydantic import BaseModel
+from redis import Redis
 from redis.exceptions import RedisError
 
-from redis import Redis
 from reliamq import DurabilityError, Reliamq
 from reliamq.settings import Settings
 from reliamq.spi import Ack, BrokerUnavailable, Durability, Finding, GroupSpec, Severity, TopicSpec

@@ -214,6 +214,12 @@ class _Encrypted(SSLConnection):
         super().__init__(**options)
         self.ssl_context.context = context
 
+    async def disconnect(self, nowait: bool = False, **options: Any) -> None:
+        """nowait: at once; the client would leave the connection open until the server has taken leave, too."""
+        if nowait and self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(nowait, **options)
+
 
 async def _close(client: Redis) -> None:
     await close_in_time(_quietly(client), "a connection")
