@@ -49,8 +49,9 @@ class RedisPublisher:
     def __init__(self, settings: RedisSettings, servers: Servers) -> None:
         self._settings, self._servers = settings, servers
         self._facts: dict[str, TopicFacts] = {}
+        self._known: dict[str, TopicFacts] = {}  # also what is asked anew at the next message
         self._pipes: dict[tuple[int, Address], Pipe] = {}
-        self._locks = [asyncio.Lock() for _ in range(ROUTES)]
+        self._locks: dict[tuple[int, Address], asyncio.Lock] = {}
         self._slots: dict[bytes, int] = {}
 
     def route(self, message: Message) -> Hashable:
@@ -102,8 +103,13 @@ class RedisPublisher:
             detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
             outcomes[index] = Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{message.topic}'")
             return None
-        stream = self._stream(message, facts)
-        return self._slot(message) % ROUTES, await self._servers.holder(stream)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                holder = await self._servers.holder(self._stream(message, facts))
+        except (*FAILURES, BrokerUnavailable) as error:
+            outcomes[index] = _not_sent(self._settings, message, "nobody is known who holds its stream", error)
+            return None
+        return self._slot(message) % ROUTES, holder
 
     def _stream(self, message: Message, facts: TopicFacts) -> str:
         return stream_of(message.topic, lane_of(self._slot(message), facts.lanes))
@@ -117,8 +123,11 @@ class RedisPublisher:
         if facts is None:
             self._facts.pop(message.topic, None)
             return _unroutable(message)
-        self._facts[message.topic] = facts
+        self._facts[message.topic] = self._known[message.topic] = facts
         return facts
+
+    def _lock(self, route: int, address: Address) -> asyncio.Lock:
+        return self._locks.setdefault((route, address), asyncio.Lock())
 
     async def _pipe(self, route: int, address: Address) -> Pipe:
         """The route's connection to that server, made again if it has ended."""
@@ -136,28 +145,28 @@ class RedisPublisher:
         """What goes over one connection.  Cancelled: it is in doubt."""
         lanes, written = self._lanes(messages, outcomes), False
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._locks[route]:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._lock(route, address):
                 pipe = await self._pipe(route, address)
                 written = True
                 calls = [((lane.stream,), lane.arguments) for lane in lanes]
                 answers = await pipe.run(PUBLISH, calls, self._settings.request_timeout_seconds)
                 for lane, answer in zip(lanes, answers, strict=True):
                     lane.take(answer)
-                safe = await self._are_safe(pipe, lanes, deadline)
+                unsafe = await self._why_unsafe(pipe, lanes, deadline)
         except (*FAILURES, BrokerUnavailable, Unfinished) as error:
             self._servers.forget()
             for lane in lanes:
                 outcomes |= lane.interrupted(error, written=written)
             return
         for lane in lanes:
-            outcomes |= lane.outcomes(safe)
+            outcomes |= lane.outcomes(unsafe if lane.durability is not Durability.DEVELOPMENT else "")
             self._learn(lane)
 
     def _lanes(self, messages: Mapping[int, Message], outcomes: dict[int, Outcome]) -> Sequence[_Lane]:
         """What goes to each stream; what no stream can hold has its outcome at once."""
         lanes: dict[str, _Lane] = {}
         for index, message in messages.items():
-            facts = self._facts[message.topic]
+            facts = self._known[message.topic]
             stream = self._stream(message, facts)
             lane = lanes.get(stream) or lanes.setdefault(
                 stream, _Lane(self._settings, message.topic, stream, facts.durability)
@@ -169,7 +178,7 @@ class RedisPublisher:
                 outcomes[index] = Rejection(message.id, RejectionReason.INVALID, detail, error)
         return [lane for lane in lanes.values() if lane.messages]
 
-    async def _are_safe(self, pipe: Pipe, lanes: Sequence[_Lane], deadline: float) -> str:
+    async def _why_unsafe(self, pipe: Pipe, lanes: Sequence[_Lane], deadline: float) -> str:
         """Wait until what was stored is as safe as its topics ask; why it is not, or empty.  Raises Unfinished.
 
         It waits for as long as there is time: whoever repeats a message stores it twice.
@@ -182,6 +191,7 @@ class RedisPublisher:
             left = deadline - time.monotonic() - ANSWER_SECONDS
             reached = await pipe.wait(replicas, max(0.001, min(left, self._settings.request_timeout_seconds)))
             if isinstance(reached, Exception):
+                await asyncio.sleep(max(0.0, left))  # it is stored; whoever repeats it now stores it again
                 return said(reached)
             if reached >= replicas:
                 return ""

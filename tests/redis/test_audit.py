@@ -480,17 +480,19 @@ async def test_a_client_that_waits_for_no_replica_promises_more_than_it_keeps(ow
     assert ("this client", "replicas") not in {(one.subject, one.setting) for one in eased}
 
 
-async def test_what_a_failover_may_forget_is_said_with_what_brings_it_back(
-    whole: RedisServers, own: RedisSettings, orders: str
-) -> None:
-    """Where Sentinels make the failover it is a risk; where somebody has to do it, worth knowing."""
-    settings = read_settings(whole.sentinel_url, {"replicas": 0})
+@pytest.mark.parametrize("url", ["sentinel_url", "cluster_url"])
+async def test_what_a_failover_may_forget_is_said_with_what_brings_it_back(whole: RedisServers, url: str) -> None:
+    settings = read_settings(getattr(whole, url), {"replicas": 0})
     topic = await declare(settings, "g", durability=FSYNCED)
     (finding,) = await of_setting(settings, topic, "failover", durability=FSYNCED)
     assert (finding.severity, finding.found) == (RISKS, "a confirmation waits for 0 of 1 replicas")
     assert "reliamq outbox replay --since" in finding.fix
     assert "'replicas' to 1" in finding.fix
 
+
+async def test_where_no_failover_comes_by_itself_what_it_would_forget_is_a_note(
+    own: RedisSettings, orders: str
+) -> None:
     (finding,) = await of_setting(own, orders, "failover", durability=FSYNCED)
     assert finding.severity is NOTE
     assert await of_setting(own, orders, "failover") == []

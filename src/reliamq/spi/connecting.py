@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -28,7 +28,7 @@ class BrokerUrl:
     scheme: str
     servers: tuple[str, ...]
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     path: str | None
     query: Mapping[str, str]
     plain: str

@@ -161,8 +161,8 @@ class ShareSubscription(ABC, Generic[S, Content]):
         for share, window, entry in [held for delivery in deliveries if (held := self._held(delivery))]:
             window.begin(entry)
             shares.add(share)
-        await self.write(shares)
-        return [delivery for delivery in deliveries if self._held(delivery)]
+        lost = await self.write(shares)
+        return [delivery for delivery in deliveries if (held := self._held(delivery)) and held[0] not in lost]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Renew leases; nobody else is asked, because whoever has a share has its messages."""

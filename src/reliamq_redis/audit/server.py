@@ -194,10 +194,10 @@ def _is_filled(server: Server, used: int, limit: int, durability: Durability, co
     """Nothing that was confirmed is lost by it; but nothing can be published, so an application must not start."""
     is_full = used >= limit
     severity = weighed(Severity.LOSES if is_full else Severity.RISKS, durability, EVERYTHING)
-    why = "Publishing is refused, and so is what workers write down; nothing that was confirmed is lost."
+    why = "Publishing and declaring are refused; nothing that was confirmed is lost."
     if not is_full:
         why = f"When it is full: {why[0].lower()}{why[1:]}"
-    fix = f"Let groups catch up, or keep less (retention), or: {commands.set(server.address, 'maxmemory', 'BYTES')}"
+    fix = f"{commands.set(server.address, 'maxmemory', 'BYTES')}; or let groups catch up, or keep less (retention)."
     found = f"{used} of {limit} bytes ({used / limit:.0%})"
     return Fault(severity, "memory used", found, f"below {FULL_FROM:.0%} of maxmemory", why, fix)
 

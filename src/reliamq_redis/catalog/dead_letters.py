@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,12 +19,15 @@ from reliamq.spi import (
     BrokerUnavailable,
     Confirmation,
     DeadLetterRecord,
+    Durability,
     InDoubt,
+    Message,
     Outcome,
     Rejection,
     RejectionReason,
 )
 from reliamq_redis.catalog.names import DEAD
+from reliamq_redis.catalog.topics import read_facts
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
 from reliamq_redis.wire.errors import FAILURES, explained, is_forbidden, said, why_refused
@@ -77,27 +80,37 @@ class RedisDeadLetters:
                 detail = f"Redis cannot hold the dead letter: {error}"
                 outcomes[index] = Rejection(record.message.id, RejectionReason.INVALID, detail, error)
         if calls:
-            outcomes |= await self._add({index: records[index].message.id for index in calls}, calls, deadline)
+            outcomes |= await self._add({index: records[index].message for index in calls}, calls, deadline)
         return [outcomes[index] for index in range(len(records))]
 
     async def _add(
-        self, ids: dict[int, str], calls: dict[int, tuple[Sequence[str], Sequence[Any]]], deadline: float
+        self, messages: dict[int, Message], calls: dict[int, tuple[Sequence[str], Sequence[Any]]], deadline: float
     ) -> dict[int, Outcome]:
-        written, replicas = False, self._settings.replicas
+        written, replicas = False, None
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._pipe() as pipe:
                 written = True
                 answers = await pipe.run(BURY, list(calls.values()), self._settings.request_timeout_seconds)
-                reached = await pipe.wait(replicas, max(0.001, deadline - time.monotonic() - ANSWER_SECONDS))
+                replicas = await self._replicas({message.topic for message in messages.values()})
+                left = max(0.001, deadline - time.monotonic() - ANSWER_SECONDS)
+                reached = await pipe.wait(replicas, left) if replicas is not None else 0
         except (*FAILURES, BrokerUnavailable, Unfinished) as error:
             self._servers.forget()
-            return {index: self._interrupted(message_id, error, written) for index, message_id in ids.items()}
+            return {index: self._interrupted(message.id, error, written) for index, message in messages.items()}
         if any(isinstance(answer, Exception) for answer in answers):
             self._servers.forget()
         return {
-            index: self._outcome(message_id, answer, reached)
-            for (index, message_id), answer in zip(ids.items(), answers, strict=True)
+            index: self._outcome(message.id, answer, reached, replicas or 0)
+            for (index, message), answer in zip(messages.items(), answers, strict=True)
         }
+
+    async def _replicas(self, topics: Collection[str]) -> int | None:
+        """How many must have it: what the most careful of the topics asks of a message; None: not even the disk."""
+        asked = Durability.DEVELOPMENT
+        for topic in topics:
+            facts = await read_facts(self._servers, topic)
+            asked = max(asked, Durability.REPLICATED if facts is None else facts.durability)
+        return {Durability.REPLICATED: self._settings.replicas, Durability.FSYNCED: 0}.get(asked)
 
     @asynccontextmanager
     async def _pipe(self) -> AsyncIterator[Pipe]:
@@ -115,8 +128,7 @@ class RedisDeadLetters:
         async with asyncio.timeout(self._settings.request_timeout_seconds):
             return await open_pipe(self._servers.client(address))
 
-    def _outcome(self, message_id: str, answer: Any, reached: Any) -> Outcome:
-        replicas = self._settings.replicas
+    def _outcome(self, message_id: str, answer: Any, reached: Any, replicas: int) -> Outcome:
         if isinstance(answer, Exception):
             detail = f"the server refuses it: {explained(self._settings, answer)}"
             return Rejection(message_id, why_refused(answer), detail, answer)

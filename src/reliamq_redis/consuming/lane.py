@@ -22,7 +22,7 @@ from reliamq_redis.consuming.window import Changes, Held, LaneWindow, order_of
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
 from reliamq_redis.wire.attempts import Attempts
-from reliamq_redis.wire.errors import FAILURES, said
+from reliamq_redis.wire.errors import FAILURES, is_elsewhere, said
 from reliamq_redis.wire.records import Fields, fingerprint, message_of, own_fields, readable
 from reliamq_redis.wire.servers import Servers
 
@@ -30,15 +30,19 @@ __all__ = ["Lane", "LaneLost"]
 
 logger = logging.getLogger("reliamq.redis")
 ACQUIRE, FETCH, WRITE = script("acquire"), script("fetch"), script("write")
-HANDOVER_SECONDS = 30.0
-"""How long a lane that is wanted elsewhere waits for the handlers that have started."""
 SETTLE_SECONDS = 2.0
-"""And for what was handed out and has not started; the core gives that back as soon as it comes to it."""
+"""How long a lane that is wanted elsewhere waits for what was handed out and has not started; the core gives that back
+as soon as it comes to it.
+"""
 ASK_SECONDS = 0.1
 """How often it is asked for while another member has it."""
-FETCHED = 250
-"""Entries that are taken at once."""
+LOOK_SECONDS = 5.0
+"""How often it is asked, at least, what comes back: sooner than anything does that has just gone away."""
+FETCHED, PENDING = 250, 25
+"""Entries that are taken at once: new ones, of whose size something is known; and those that somebody had before."""
 NEW, FIRST = ">", "0-0"
+MOST_FIELDS = 6_900
+"""Of one that can be written again; Lua passes on 8,000 at once."""
 
 
 class LaneLost(Exception):
@@ -47,15 +51,16 @@ class LaneLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """died, suspect, attempts: as ``acquire.lua`` says."""
+    """died, suspect, attempts: as ``acquire.lua`` says.  ahead: seconds by which its clock is ahead of ours."""
 
     died: bool
     suspect: str
     attempts: dict[str, Attempts]
+    ahead: float
 
 
 class Lane:
-    """window: what is here of it; None while it is somebody else's.
+    """One lane.
 
     retiring: it is wanted elsewhere; nothing more is handed out or started.
     stopping: nobody works on what is handed out.
@@ -83,7 +88,7 @@ class Lane:
         self._token, self._sure_until = 0, 0.0
         self._writing = asyncio.Lock()
         self._ended = asyncio.Event()
-        self.window: LaneWindow | None = None
+        self._window: LaneWindow | None = None
         self.retiring = self.stopping = False
         self.settled = asyncio.Event()
         self._label = f"lane {number} of group '{group}' on '{topic}'"
@@ -99,36 +104,41 @@ class Lane:
         grant = await self._acquire()
         if grant is None:
             return False
-        ahead = time.time() - time.monotonic()
         window = LaneWindow(
             self._group,
             grant.attempts,
             died=grant.died,
             suspect=grant.suspect,
-            wall_ahead=ahead,
+            wall_ahead=grant.ahead,
             prefetch=self._settings.prefetch,
         )
         try:
             await self._read_what_came_before(window)
-            self.window = window  # from now on something may go out
+            self._window = window  # from now on something may go out
             self._changed()
             await self._serve(window)
             await self._hand_over(window)
         finally:
-            self.window = None
+            self._window = None
             self._changed()
         return True
+
+    @property
+    def window(self) -> LaneWindow | None:
+        """What is here of it; None once somebody else may have it."""
+        return self._window if self._token and time.monotonic() < self._sure_until else None
 
     async def _acquire(self) -> _Grant | None:
         """Wait for it; None if it is no more wanted by then."""
         while not self.retiring:
             keys = [self._keys.stream, self._keys.state, self._keys.attempts]
+            asked = time.monotonic()
             token, *rest = await self._servers.run(ACQUIRE, keys, [self._group, self._member, self._milliseconds])
             if token:
-                anew, died, position, suspect, attempts = rest
-                self._token = token
+                anew, died, position, suspect, attempts, now = rest
+                self._token, self._sure_until = token, asked + self._lease
                 self._check_position(position.decode(), anew=bool(anew))
-                return _Grant(bool(died), suspect.decode(), _attempts(attempts))
+                return _Grant(bool(died), suspect.decode(), _attempts(attempts), now / 1000 - asked)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_SECONDS):
                     await self._ended.wait()
@@ -151,15 +161,19 @@ class Lane:
 
     async def _read_what_came_before(self, window: LaneWindow) -> None:
         """All that was fetched and is not finished."""
-        start = FIRST
-        while True:
-            _, entries, _ = await self._fetch(start, FETCHED)
-            for name, fields in entries:
-                self._take_in(window, name.decode(), fields, came_back=True)
-            if len(entries) < FETCHED:
-                break
-            start = entries[-1][0].decode()
+        for name, fields in await self._pending(FIRST):
+            self._take_in(window, name.decode(), fields, came_back=True)
         window.all_came()
+
+    async def _pending(self, start: str) -> Sequence[tuple[bytes, Fields]]:
+        """What the group has behind that entry, and has not finished."""
+        pending: list[tuple[bytes, Fields]] = []
+        while True:
+            _, entries, _ = await self._fetch(start, PENDING)
+            pending += entries
+            if len(entries) < PENDING:
+                return pending
+            start = entries[-1][0].decode()
 
     def retire(self) -> None:
         """It is wanted elsewhere, or nobody asks any more."""
@@ -185,7 +199,8 @@ class Lane:
             try:
                 await self._fetch_or_wait(window)
             except (*FAILURES, BrokerUnavailable) as error:
-                if time.monotonic() >= self._sure_until:
+                away = isinstance(error, BrokerUnavailable) or is_elsewhere(error)
+                if not away or time.monotonic() >= self._sure_until:
                     raise
                 logger.warning("%s: the server is away, trying again: %s", self._label, said(error))
                 await asyncio.sleep(ASK_SECONDS)
@@ -196,6 +211,8 @@ class Lane:
         left = -1
         if room := min(window.room, FETCHED):
             position, entries, left = await self._fetch(NEW, room)
+            if order_of(position) > order_of(self.reached):  # the answer before this one was lost on its way
+                entries = await self._pending(self.reached)
             self._advance(position, entries)
             for name, fields in entries:
                 self._take_in(window, name.decode(), fields, came_back=False)
@@ -206,18 +223,19 @@ class Lane:
         await self._pause(window, left)
 
     def _advance(self, position: str, entries: Sequence[tuple[bytes, Fields]]) -> None:
-        """The group is where this member left it, and further now.  Raises LaneLost where it is not."""
-        left = self.reached
-        if order_of(position) < order_of(left):
+        """The group is further now.  Raises LaneLost where it is not where this member left it."""
+        if order_of(position) < order_of(self.reached):
+            left = self.reached
             self._check_position(position, anew=False)
-        if order_of(position) != order_of(left):
             raise LaneLost(f"{self._label} is at {position}, where this member did not leave it ({left})")
         if entries:
             self.reached = entries[-1][0].decode()
 
     async def _pause(self, window: LaneWindow, left: int) -> None:
         """Until there may be something to do: new entries, room, what comes back in so many milliseconds."""
-        seconds = self._lease / 3 if left < 0 else min(self._lease / 3, left / 1000)
+        seconds = min(self._lease / 3, LOOK_SECONDS)
+        if left >= 0:
+            seconds = min(seconds, left / 1000)
         waits: list[Coroutine[Any, Any, object]] = [self._ended.wait()]
         if window.room:
             waits.append(self._hear_of_new(max(0.005, seconds)))
@@ -226,7 +244,9 @@ class Lane:
             waits.append(self.settled.wait())
         tasks = [asyncio.ensure_future(each) for each in waits]
         try:
-            await asyncio.wait(tasks, timeout=seconds + 0.005, return_when=asyncio.FIRST_COMPLETED)
+            # Reading ends by itself; cut off it would cost its connection
+            limit = None if window.room else seconds
+            await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
@@ -266,7 +286,7 @@ class Lane:
         if message.only_group not in (None, self._group) or notes.get("for", self._group) != self._group:
             window.pass_over(name)
             return
-        held = Held(message, name, ours)
+        held = Held(message, name, ours and len(fields) < MOST_FIELDS)
         window.take_in(held, Attempts.carried(notes), came_back=came_back, now=time.monotonic())
 
     def _message(self, fields: Fields) -> tuple[Message, bool]:
@@ -298,8 +318,8 @@ class Lane:
 
     async def _write(self, *, renew: bool, last: bool = False) -> None:
         async with self._writing:
-            window = self.window
-            if window is None:
+            window = self._window
+            if window is None or not self._token:
                 raise LaneLost(f"{self._label} is not this member's any more")
             changes = window.changes()
             if not changes and not renew and not last:
@@ -347,18 +367,17 @@ class Lane:
             logger.warning("%s is handed over while %d handlers go on", self._label, window.handed)
 
     async def _wait_for_handlers(self, window: LaneWindow) -> None:
-        """While others wait for it, the lease is kept."""
+        """While others wait for it the lease is kept; as long as handlers work whose own leases are renewed."""
         began = time.monotonic()
         while window.handed and not self.stopping:
-            patience = HANDOVER_SECONDS if window.started else SETTLE_SECONDS
-            left = began + patience - time.monotonic()
-            if left <= 0:
+            left = began + SETTLE_SECONDS - time.monotonic()
+            if left <= 0 and not window.started:
                 return
             self.settled.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(left, SETTLE_SECONDS, self._lease / 3)):
+                async with asyncio.timeout(min(max(left, 0.1), self._lease / 3)):
                     await self.settled.wait()
-            with suppress(*FAILURES):  # its end is told by the last write
+            with suppress(*FAILURES, BrokerUnavailable):  # its end is told by the last write
                 await self._write(renew=True)
 
 

@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from reliamq.spi import BrokerUnavailable, GroupSpec
 from reliamq.spi.presence import REJOIN_SECONDS, Presence
 from reliamq_redis.catalog.names import TopicKeys
-from reliamq_redis.catalog.topics import TopicFacts, declare_topic, make_group, read_facts
+from reliamq_redis.catalog.topics import TopicFacts, declare_topic, groups_of, make_group, read_facts
 from reliamq_redis.consuming.lane import FIRST, Lane, LaneLost
 from reliamq_redis.scripts import script
 from reliamq_redis.settings import RedisSettings
@@ -56,7 +56,8 @@ class Membership(Presence):
         self._reached: dict[int, str] = {}
         self._rests: dict[int, float] = {}
         self._facts: TopicFacts | None = None
-        self._beat_at = asyncio.Event()
+        self._groups: frozenset[str] = frozenset()
+        self._beat = BEAT_SECONDS
 
     def unavailable(self, what: str, error: BaseException) -> BrokerUnavailable:
         """The error for callers."""
@@ -86,11 +87,13 @@ class Membership(Presence):
             raise self.unavailable(f"reading how '{self._topic}' was declared", error) from error
         if facts is None and self._facts is not None:
             logger.error("topic '%s' is gone, with what was in it; it is declared again", self._topic)
-            facts = await declare_topic(servers, self._topic, self._facts, [self._group])
-            await make_group(servers, self._topic, facts.lanes, GroupSpec(self._group))
+            groups = sorted(self._groups | {self._group})
+            facts = await declare_topic(servers, self._topic, self._facts, groups)
+            for group in groups:
+                await make_group(servers, self._topic, facts.lanes, GroupSpec(group))
         if facts is None:
             raise BrokerUnavailable(self._settings.url, f"{self.label} is not declared")
-        self._facts = facts
+        self._facts, self._groups = facts, await groups_of(servers, self._topic)
         return facts
 
     async def _keep_share(self, servers: Servers, facts: TopicFacts, trimming: Trimming) -> None:
@@ -100,7 +103,6 @@ class Membership(Presence):
             began = time.monotonic()
             try:
                 members = await self._say(servers)
-                await trimming.run([number for number, lane in self.lanes.items() if lane.window is not None])
                 heard = began
             except (*FAILURES, BrokerUnavailable) as error:
                 if began - heard >= self._lease:
@@ -114,13 +116,20 @@ class Membership(Presence):
                     lane.retire()
             for number in set(share) - self.lanes.keys():
                 self._take(servers, number)
-            beat = BEAT_SECONDS * max(1.0, len(members) / MEMBERS_PER_BEAT)
-            await self._pause(beat if len(self.lanes) == len(share) else 0.1, began)
+            self._beat = BEAT_SECONDS * max(1.0, len(members) / MEMBERS_PER_BEAT)
+            await self._trim(trimming)
+            await self._pause(self._beat if len(self.lanes) == len(share) else 0.1, began)
+
+    async def _trim(self, trimming: Trimming) -> None:
+        try:
+            await trimming.run([number for number, lane in self.lanes.items() if lane.window is not None])
+        except (*FAILURES, BrokerUnavailable) as error:  # nothing is lost by what stays
+            logger.warning("topic '%s' cannot be trimmed, trying again later: %s", self._topic, said(error))
 
     async def _say(self, servers: Servers) -> Sequence[str]:
         """That it is there; who is, in the order in which they came."""
         key = TopicKeys(self._topic).members(self._group)
-        milliseconds = int(max(self._lease, 4 * BEAT_SECONDS) * 1000)
+        milliseconds = int(max(self._lease, 4 * self._beat) * 1000)
         members = await servers.run(JOIN, [key], [self._member, milliseconds])
         if await read_facts(servers, self._topic) is None:
             await self._read_facts(servers)
@@ -184,10 +193,14 @@ class Membership(Presence):
             lane.stopping = lane.stopping or self.stopping
             lane.retire()
         if tasks := list(self._tasks.values()):
-            await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            try:
+                await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
+            finally:  # cancelled here: what is not handed over must not go on keeping its lease
+                for lane in self.lanes.values():
+                    lane.stopping = lane.stopping or self.stopping
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
         with suppress(*FAILURES, BrokerUnavailable, ResponseError):
             key = TopicKeys(self._topic).members(self._group)
             await servers.call(key, "ZREM", key, self._member)

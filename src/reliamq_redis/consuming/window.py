@@ -17,6 +17,10 @@ from reliamq_redis.wire.records import fields_of
 
 __all__ = ["Changes", "Held", "LaneWindow", "order_of"]
 
+ROOM_BYTES = 16 * 1024 * 1024
+"""Fetched and not handed out: above this nothing more is fetched."""
+FIRST_TAKEN = 16
+
 
 @dataclass(slots=True)
 class Held:
@@ -69,7 +73,7 @@ class LaneWindow(Window[Held]):
         self._wall_ahead, self._prefetch = wall_ahead, prefetch
         self._restored, self._recorded = dict(restored), set(restored)
         self._positions = itertools.count(1)
-        self._unfinished = 0
+        self._unfinished = self._largest = 0
         self._changed: dict[str, Entry[Held]] = {}
         self._owed = Changes()
 
@@ -77,8 +81,11 @@ class LaneWindow(Window[Held]):
 
     @property
     def room(self) -> int:
-        """How many more may be here (C10)."""
-        return max(0, self._prefetch - self._unfinished)
+        """How many more may be here (C10); few while nothing is known of their sizes."""
+        if self._kept_bytes >= ROOM_BYTES:
+            return 0
+        fitting = (ROOM_BYTES - self._kept_bytes) // self._largest if self._largest else FIRST_TAKEN
+        return min(max(1, fitting), max(0, self._prefetch - self._unfinished))
 
     def take_in(self, held: Held, carried: Attempts, *, came_back: bool, now: float) -> None:
         """An entry.
@@ -88,12 +95,14 @@ class LaneWindow(Window[Held]):
         written = self._restored.pop(held.id, None)
         entry = Entry(next(self._positions), held.message.key, held.message.size, held)
         known = written or carried
-        entry.failures, entry.crashes, entry.apart = known.failures, known.crashes + known.begun, known.apart
+        entry.failures, entry.crashes, entry.apart = known.failures, known.crashes, known.apart
+        entry.crashes += self._died and known.begun
         due = known.due / 1000 - self._wall_ahead
         waits = due > now  # then nobody has had it since its retry
         entry.due = due if waits else 0.0
         entry.redelivered = came_back and not waits and self._is_suspect(held.id, written)
         self._unfinished += 1
+        self._largest = max(self._largest, entry.size)
         self.add(entry, waits=entry.apart or (waits and entry.key is None))
 
     def _is_suspect(self, name: str, written: Attempts | None) -> bool:

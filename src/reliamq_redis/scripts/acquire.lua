@@ -2,7 +2,8 @@
 -- KEYS: the stream, the lane's state, its attempts.
 -- ARGV: the group, the member, milliseconds of its lease.
 -- Returns: the token, or 0 while another member has it; whether the group was made anew; whether the member before
--- died; the group's position; up to which entry somebody may have died over; the attempts.
+-- died; the group's position; up to which entry somebody may have died over; the attempts; the time, milliseconds.
+redis.call('HDEL', KEYS[2], '-')  -- a full server lets go on who began with a write that it allows: this drains it
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local state = redis.call('HMGET', KEYS[2], 'member', 'until', 'suspect')
@@ -21,9 +22,12 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     position = info[8]
   end
 end
-if holder then
+local died = holder and holder ~= ARGV[2]
+if died then
   suspect = position
 end
-local token = redis.call('HINCRBY', KEYS[2], 'token', 1)
-redis.call('HSET', KEYS[2], 'member', ARGV[2], 'until', now + ARGV[3], 'suspect', suspect)
-return {token, anew and 1 or 0, holder and 1 or 0, position, suspect, redis.call('HGETALL', KEYS[3])}
+-- By the clock, so that it grows also where a failover forgot some
+local token = math.max(now, tonumber(redis.call('HGET', KEYS[2], 'token') or 0) + 1)
+redis.call('HSET', KEYS[2], 'member', ARGV[2], 'until', now + ARGV[3], 'suspect', suspect,
+  'token', string.format('%.0f', token))
+return {token, anew and 1 or 0, died and 1 or 0, position, suspect, redis.call('HGETALL', KEYS[3]), now}

@@ -6,6 +6,7 @@
 if redis.call('HGET', KEYS[2], 'token') ~= ARGV[2] then
   return false
 end
+redis.call('HDEL', KEYS[2], '-')  -- as in acquire.lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[2], 'until', now + ARGV[3])

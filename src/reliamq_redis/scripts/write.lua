@@ -7,6 +7,7 @@
 if redis.call('HGET', KEYS[2], 'token') ~= ARGV[2] then
   return 0
 end
+redis.call('HDEL', KEYS[2], '-')  -- as in acquire.lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local place = 4
@@ -23,8 +24,9 @@ list(1, function(from, to) redis.call('HDEL', KEYS[3], unpack(ARGV, from, to)) e
 list(2, function(from, to) redis.call('HSET', KEYS[3], unpack(ARGV, from, to)) end)
 while place <= #ARGV do
   local id, last = ARGV[place], place + 2 + ARGV[place + 2]
+  local fields = cmsgpack.pack({unpack(ARGV, place + 3, last)})
   if redis.call('XACK', KEYS[1], ARGV[1], id) == 1 then
-    redis.call('HSET', KEYS[5], id, cmsgpack.pack({unpack(ARGV, place + 3, last)}))
+    redis.call('HSET', KEYS[5], id, fields)
     redis.call('ZADD', KEYS[4], now + ARGV[place + 1], id)
     redis.call('HDEL', KEYS[3], id)
   end

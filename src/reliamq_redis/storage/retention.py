@@ -20,7 +20,7 @@ __all__ = ["Trimming"]
 
 logger = logging.getLogger("reliamq.redis")
 TRIM = script("trim")
-AT_ONCE = 10_000
+AT_ONCE, MOST_ROUNDS = 10_000, 100
 STANDS_STILL_SECONDS = 86_400.0
 """A group whose oldest unfinished entry is so much older than the topic keeps is told of, once a day."""
 
@@ -46,8 +46,9 @@ class Trimming:
 
     async def _trim(self, lane: int, groups: Collection[str]) -> None:
         stream = stream_of(self._topic, lane)
-        removed = AT_ONCE
-        while removed >= AT_ONCE:
+        removed, rounds = 1, 0
+        while removed > 0 and rounds < MOST_ROUNDS:
+            rounds += 1
             arguments = [int(self._kept * 1000), AT_ONCE, *groups]
             removed, oldest, group = await self._servers.run(TRIM, [stream], arguments)
         if removed < 0:

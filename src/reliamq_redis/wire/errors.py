@@ -51,7 +51,9 @@ CLASSES = {
 def is_elsewhere(error: BaseException) -> bool:
     """Whether another server holds the data, or none just now: ask anew who does."""
     word = _word(error)
-    return CLASSES.get(word, word) in ELSEWHERE or isinstance(error, ClientConnectionError | OSError | TimeoutError)
+    return CLASSES.get(word, word) in ELSEWHERE or isinstance(
+        error, ClientConnectionError | ClientTimeoutError | OSError | TimeoutError
+    )
 
 
 def is_forbidden(error: BaseException) -> bool:
@@ -79,7 +81,8 @@ def said(error: BaseException) -> str:
     """The error, in words."""
     if isinstance(error, TimeoutError | ClientTimeoutError):
         return "no answer in time"
-    return str(error) or repr(error)
+    # An old server repeats what it does not know, and that may be the password
+    return str(error).partition(", with args beginning with")[0] or repr(error)
 
 
 def explained(settings: RedisSettings, error: BaseException) -> str:

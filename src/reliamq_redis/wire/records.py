@@ -81,7 +81,7 @@ def own_fields(fields: Fields) -> dict[str, str]:
     """What reliamq noted, without its prefix."""
     values = iter(fields)
     return {
-        name.decode().removeprefix(OURS): value.decode(errors="backslashreplace")
+        name.decode(errors="backslashreplace").removeprefix(OURS): value.decode(errors="backslashreplace")
         for name, value in zip(values, values, strict=False)
         if name.startswith(b"reliamq-")
     }

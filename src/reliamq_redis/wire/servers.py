@@ -36,6 +36,8 @@ __all__ = ["Address", "Servers", "open_servers", "unavailable"]
 logger = logging.getLogger("reliamq.redis")
 Address = tuple[str, int]
 SLOTS = 16_384
+MOST_CONNECTIONS = 300
+"""A lane waits on one of its own, and is written on another: 64 lanes and what else there is."""
 DOWN = frozenset({"s_down", "o_down"})
 """What a Sentinel says of a primary that does not answer it (Redis documentation, "Sentinel")."""
 Answer = TypeVar("Answer")
@@ -92,7 +94,9 @@ class Servers:
         }
         if self._context is not None:
             options |= {"connection_class": _Encrypted, "context": self._context}
-        return Redis.from_pool(ConnectionPool(host=address[0], port=address[1], **options, **known))
+        return Redis.from_pool(
+            ConnectionPool(host=address[0], port=address[1], max_connections=MOST_CONNECTIONS, **options, **known)
+        )
 
     # --- who holds what --------------------------------------------------------------------------------------------
 
@@ -214,11 +218,11 @@ class _Encrypted(SSLConnection):
         super().__init__(**options)
         self.ssl_context.context = context
 
-    async def disconnect(self, nowait: bool = False, **options: Any) -> None:
+    async def disconnect(self, nowait: bool = False, *details: Any, **named: Any) -> None:
         """nowait: at once; the client would leave the connection open until the server has taken leave, too."""
         if nowait and self._writer is not None:
             self._writer.transport.abort()
-        await super().disconnect(nowait, **options)
+        await super().disconnect(nowait, *details, **named)
 
 
 async def _close(client: Redis) -> None:
