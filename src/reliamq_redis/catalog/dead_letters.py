@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,6 +68,7 @@ class RedisDeadLetters:
     def __init__(self, settings: RedisSettings, servers: Servers) -> None:
         self._settings, self._servers = settings, servers
         self._idle: dict[Address, list[Pipe]] = {}
+        self._asked: dict[str, Durability] = {}
 
     async def add(self, records: Sequence[DeadLetterRecord], *, deadline: float) -> Sequence[Outcome]:
         """Store dead letters; see the contract."""
@@ -89,9 +90,9 @@ class RedisDeadLetters:
         written, replicas = False, None
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._pipe() as pipe:
+                replicas = await self._replicas({message.topic for message in messages.values()})
                 written = True
                 answers = await pipe.run(BURY, list(calls.values()), self._settings.request_timeout_seconds)
-                replicas = await self._replicas({message.topic for message in messages.values()})
                 left = max(0.001, deadline - time.monotonic() - ANSWER_SECONDS)
                 reached = await pipe.wait(replicas, left) if replicas is not None else 0
         except (*FAILURES, BrokerUnavailable, Unfinished) as error:
@@ -108,8 +109,11 @@ class RedisDeadLetters:
         """How many must have it: what the most careful of the topics asks of a message; None: not even the disk."""
         asked = Durability.DEVELOPMENT
         for topic in topics:
-            facts = await read_facts(self._servers, topic)
-            asked = max(asked, Durability.REPLICATED if facts is None else facts.durability)
+            if topic not in self._asked:
+                with suppress(*FAILURES, BrokerUnavailable, ValueError, KeyError):  # then as careful as can be
+                    facts = await read_facts(self._servers, topic)
+                    self._asked[topic] = Durability.REPLICATED if facts is None else facts.durability
+            asked = max(asked, self._asked.get(topic, Durability.REPLICATED))
         return {Durability.REPLICATED: self._settings.replicas, Durability.FSYNCED: 0}.get(asked)
 
     @asynccontextmanager
