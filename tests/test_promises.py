@@ -44,6 +44,7 @@ PROMISES = {
     "O3": "Order per key holds with any number of relays; they share the work and replace a dead one.",
     "O4": "A crash at any point sends the same message again with the same id.",
     "O5": "A rejected row is parked after its attempts; an outage burns none.",
+    "O7": "Sent rows can be kept for a window; replaying it brings every effect to exactly one.",
     "O8": "Time is the database's.",
     "I1": "One id takes effect once for each group and handler.",
     "I2": "The processed id is written in the handler's own transaction.",
@@ -53,7 +54,6 @@ PROMISES = {
 }
 LATER = {
     "O6": "Throughput and memory do not depend on the backlog: a later version.",
-    "O7": "Sent rows kept for a window and replayed: a later version.",
 }
 
 

@@ -50,10 +50,10 @@ class HaltingStore(SqlOutboxStore):
         self._halt("settled")
 
 
-async def main(database: str, broker: str, stage: str, lease: str, keep: str | None = None) -> None:
+async def main(database: str, broker: str, stage: str, lease: str, keep: str = "0") -> None:
     backend = open_backend(broker)
     async with open_engine(database) as engine, backend.publisher() as publisher:
-        store = HaltingStore(engine, keep=None if keep is None else timedelta(seconds=float(keep)))
+        store = HaltingStore(engine, keep=timedelta(seconds=float(keep)))
         if stage != "replaying":
             store.halt_at = stage
             await Relay(store, publisher, batch=5, lease=timedelta(seconds=float(lease))).run(anyio.Event())

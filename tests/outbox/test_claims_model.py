@@ -121,7 +121,7 @@ def url(tmp_path: Path) -> str:
 def test_whatever_relays_do_claims_are_prefixes_of_keys_that_no_other_live_relay_holds(
     url: str, steps: list[Step]
 ) -> None:
-    anyio.run(_play, url, steps, None)
+    anyio.run(_play, url, steps, timedelta(0))
 
 
 @given(steps=steps_with_replays)
@@ -130,8 +130,8 @@ def test_whatever_relays_do_a_replay_brings_back_each_sent_row_in_its_place(url:
     anyio.run(_play, url, steps, LEASE)
 
 
-async def _play(url: str, steps: list[Step], keep: timedelta | None) -> None:
-    model = Model(sent=None if keep is None else {key: [] for key in KEYS})
+async def _play(url: str, steps: list[Step], keep: timedelta) -> None:
+    model = Model(sent={key: [] for key in KEYS} if keep else None)
     async with open_engine(url) as engine:
         await outbox.create_tables_async(engine, keep=True)
         await _clear(engine)

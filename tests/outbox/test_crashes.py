@@ -38,11 +38,11 @@ async def backend(tmp_path: Path) -> Backend:
 
 @asynccontextmanager
 async def relay_process(
-    database: str, backend: Backend, stage: str, keep: timedelta | None = None
+    database: str, backend: Backend, stage: str, keep: timedelta = timedelta(0)
 ) -> AsyncIterator[anyio.abc.Process]:
     """A relay that has come to ``stage`` and waits there; killed at the end.  keep: how long it keeps sent rows."""
     command = [sys.executable, "-m", "tests.outbox.relay_process", database, backend.url, stage]
-    command += [str(SHORT_LEASE_SECONDS)] if keep is None else [str(SHORT_LEASE_SECONDS), str(keep.total_seconds())]
+    command += [str(SHORT_LEASE_SECONDS), str(keep.total_seconds())]
     async with await anyio.open_process(
         command, stdin=subprocess.PIPE, stderr=None, cwd=Path(__file__).parents[2]
     ) as process:

@@ -121,7 +121,7 @@ async def test_a_replay_brings_every_effect_to_exactly_one(ledger: AsyncEngine, 
 async def test_an_application_whose_processed_ids_go_before_its_kept_rows_is_refused(
     database: str, tmp_path: Path
 ) -> None:
-    """O7, I5: a row that is sent again after its id was forgotten would take effect twice."""
+    """I5: a row that is sent again after its id was forgotten would take effect twice."""
     longest = Backoff().longest()
     fine = DAY * 7 - longest  # 14 days of processed ids, 7 of which for dead letters
     refused = make_app(tmp_path, database, keep=fine + timedelta(seconds=1))

@@ -268,7 +268,7 @@ async def test_a_window_that_is_none_is_refused(keeping: SqlOutboxStore, window:
 async def test_a_window_goes_by_the_databases_clock(
     engine: AsyncEngine, keeping: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O7, O8"""
+    """O8"""
     await add(engine, ("a", 1), ("a", 2))
     monkeypatch.setattr(time, "time", lambda: 0.0)  # this process believes in 1970
     claimed = await keeping.claim("relay", limit=2, lease=LEASE)
@@ -282,7 +282,7 @@ async def test_a_window_goes_by_the_databases_clock(
 async def test_replayed_rows_of_a_key_go_in_their_order_and_before_those_that_wait(
     engine: AsyncEngine, keeping: SqlOutboxStore
 ) -> None:
-    """O3, O7"""
+    """O3"""
     await add(engine, *(("a", number) for number in range(4)), *(("b", number) for number in range(4)))
     await drain(keeping, Recorder())
     await add(engine, *(("a", number) for number in range(4, 7)))
@@ -300,7 +300,7 @@ async def test_replayed_rows_of_a_key_go_in_their_order_and_before_those_that_wa
 async def test_a_replayed_row_that_is_rejected_holds_its_key_and_is_parked_as_any_other(
     engine: AsyncEngine, keeping: SqlOutboxStore
 ) -> None:
-    """O5, O7"""
+    """O5"""
     bad, _ = await add(engine, ("a", 0), ("a", 1))
     await drain(keeping, Recorder())
     await keeping.replay(since=HOUR)

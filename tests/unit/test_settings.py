@@ -49,6 +49,14 @@ def test_a_section_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch
     assert settings.durability is Durability.REPLICATED
 
 
+def test_sent_rows_are_kept_only_where_that_is_said(folder: Path) -> None:
+    """O7"""
+    assert not load_settings().outbox.keep
+    (folder / "reliamq.toml").write_text('[outbox]\nkeep = "36h"\n')
+
+    assert load_settings().outbox.keep == timedelta(hours=36)
+
+
 def test_a_backends_section_is_kept_for_the_backend(folder: Path) -> None:
     (folder / "reliamq.toml").write_text('[backends.parcel]\ncolour = "red"\n')
 
@@ -78,6 +86,12 @@ def test_a_backends_section_is_kept_for_the_backend(folder: Path) -> None:
         ('[relay]\npoll = "soon"', "setting 'relay.poll' in reliamq.toml must be a length of time, such as 500ms, 30s"),
         ('[worker]\nlease = "9999999999999d"', "must be a length of time"),
         ("[worker]\nlease = 0", "setting 'worker.lease' in reliamq.toml must be at least 100 ms"),
+        ("[outbox]\nkeep = 1000000000", "setting 'outbox.keep' in reliamq.toml must be at most 3650 days"),
+        (
+            '[outbox]\nkeep = "for ever"',
+            "setting 'outbox.keep' in reliamq.toml must be a length of time, such as 500ms",
+        ),
+        ("[outbox]\nkept = 3", "setting 'outbox.kept' in reliamq.toml is unknown; did you mean keep?"),
         ("[worker]\nlease = 30000000", "setting 'worker.lease' in reliamq.toml must be at most 1 day"),
     ],
 )

@@ -274,7 +274,7 @@ class Reliamq:
         from reliamq.database import open_engine
 
         async with open_engine(self._database_url()) as engine:
-            await outbox.create_tables_async(engine, keep=self.settings.outbox.keep is not None)
+            await outbox.create_tables_async(engine, keep=bool(self.settings.outbox.keep))
             await idempotency.create_tables_async(engine)
 
     def _database_url(self) -> str:

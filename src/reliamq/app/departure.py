@@ -28,7 +28,7 @@ def check_keep(settings: Settings, handlers: Sequence[Handler]) -> None:
     """
     keep, worker = settings.outbox.keep, settings.worker
     longest = [handler.retry.longest() for handler in handlers if handler.effects != "repeatable"]
-    if keep is None or not longest:
+    if not (keep and longest):
         return
     needed = keep + max(longest) + worker.replay_horizon
     if worker.processed_window < needed:

@@ -38,12 +38,12 @@ class SqlOutboxStore:
     """The OutboxStore contract on a SQL database.
 
     max_attempts: rejections of one row before it is parked (O5).
-    keep: how long sent rows are kept, to be sent again (O7); None: they are removed, and the tables for it not needed.
+    keep: how long sent rows are kept, to be sent again (O7); 0: they are deleted, and the tables for it not needed.
     """
 
-    def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10, keep: timedelta | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10, keep: timedelta = timedelta(0)) -> None:
         self._engine, self._max_attempts = engine, max_attempts
-        self._sent = None if keep is None else SentRows(engine, keep)
+        self._sent = SentRows(engine, keep) if keep else None
 
     # --- sending ---------------------------------------------------------------------------------------------------
 

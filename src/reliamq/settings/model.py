@@ -92,10 +92,10 @@ class RelaySettings(_Section):
 class OutboxSettings(_Section):
     """The outbox table.
 
-    keep: how long sent rows are kept, to be sent again when a broker has lost data (O7); None: they are removed.
+    keep: how long sent rows are kept, to be sent again when a broker has lost data (O7); 0: they are deleted.
     """
 
-    keep: Duration | None = Field(default=None, gt=timedelta(0), le=YEARS)
+    keep: Duration = Field(default=timedelta(0), ge=timedelta(0), le=YEARS)
 
 
 class Settings(BaseSettings):
