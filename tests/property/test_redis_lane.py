@@ -376,6 +376,10 @@ def message(number: int, lots: random.Random) -> Message:
 def test_whatever_happens_every_message_is_finished_once_in_its_keys_order_with_its_attempts(
     client: Redis, lots: random.Random, steps: int
 ) -> None:
+    run(client, lots, steps)
+
+
+def run(client: Redis, lots: random.Random, steps: int) -> None:
     truths = {f"{number}": Truth(message(number, lots)) for number in range(30)}
     server, processes = Server(client, truths), (f"process {number}" for number in itertools.count())
     member = Member(server, next(processes), lots, 1000.0)
