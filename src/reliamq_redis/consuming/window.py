@@ -104,6 +104,8 @@ class LaneWindow(Window[Held]):
         self._unfinished += 1
         self._largest = max(self._largest, entry.size)
         self.add(entry, waits=entry.apart or (waits and entry.key is None))
+        if written is not None and (self._died or written.begun):
+            self.note(entry)  # what has ended with a process, or with a lane that was lost, is known from now on
 
     def _is_suspect(self, name: str, written: Attempts | None) -> bool:
         """Whether it may have been in a process that died."""

@@ -6,7 +6,7 @@
 redis.call('HDEL', KEYS[2], '-')  -- a full server lets go on who began with a write that it allows: this drains it
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('HMGET', KEYS[2], 'member', 'until', 'suspect')
+local state = redis.call('HMGET', KEYS[2], 'member', 'until', 'suspect', 'died')
 local holder, till, suspect = state[1], tonumber(state[2] or 0), state[3] or '0-0'
 if holder and holder ~= ARGV[2] and till > now then
   return {0}
@@ -22,12 +22,13 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     position = info[8]
   end
 end
-local died = holder and holder ~= ARGV[2]
+-- Also where whoever found that out has written nothing since, and has it anew
+local died = holder and (holder ~= ARGV[2] or state[4] == '1')
 if died then
   suspect = position
 end
 -- By the clock, so that it grows also where a failover forgot some
 local token = math.max(now, tonumber(redis.call('HGET', KEYS[2], 'token') or 0) + 1)
 redis.call('HSET', KEYS[2], 'member', ARGV[2], 'until', now + ARGV[3], 'suspect', suspect,
-  'token', string.format('%.0f', token))
+  'died', died and 1 or 0, 'token', string.format('%.0f', token))
 return {token, anew and 1 or 0, died and 1 or 0, position, suspect, redis.call('HGETALL', KEYS[3]), now}

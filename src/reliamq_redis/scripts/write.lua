@@ -7,7 +7,7 @@
 if redis.call('HGET', KEYS[2], 'token') ~= ARGV[2] then
   return 0
 end
-redis.call('HDEL', KEYS[2], '-')  -- as in acquire.lua
+redis.call('HDEL', KEYS[2], 'died')  -- what follows from that is written here; besides, as in acquire.lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local place = 4
