@@ -57,10 +57,11 @@ def rabbitmq_servers() -> RabbitmqCluster:
 
 
 @pytest.fixture
-def rabbitmq(rabbitmq_servers: RabbitmqCluster, request: pytest.FixtureRequest) -> RabbitmqCluster:
+def rabbitmq(rabbitmq_servers: RabbitmqCluster, request: pytest.FixtureRequest) -> Iterator[RabbitmqCluster]:
     """The three-node cluster.  A test that breaks it mends it; its tests share the xdist group ``rabbitmq``."""
     _check_group("rabbitmq", request)
-    return rabbitmq_servers
+    yield rabbitmq_servers
+    rabbitmq_servers.clear()
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Redis and Valkey keep every promise: a primary with a replica, behind Sentinels, and as a Cluster."""
 
+from collections.abc import Iterator
+
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from reliamq.backends import open_backend
 from reliamq.testing.conformance import *  # noqa: F403  # the kit's tests
@@ -10,13 +13,17 @@ KINDS = ("redis", "valkey")
 DEPLOYMENTS = {"pair": "url", "sentinel": "sentinel_url", "cluster": "cluster_url"}
 
 
-@pytest.fixture(
-    params=[
-        pytest.param((kind, deployment), marks=pytest.mark.xdist_group(kind), id=f"{kind}-{deployment}")
-        for kind in KINDS
-        for deployment in DEPLOYMENTS
-    ]
-)
+def deployments() -> Iterator[ParameterSet]:
+    """All of both kinds; those of Valkey that find their servers as Redis does are long forms."""
+    for kind in KINDS:
+        for deployment in DEPLOYMENTS:
+            marks = [pytest.mark.xdist_group(kind)]
+            if kind == "valkey" and deployment != "pair":
+                marks.append(pytest.mark.slow)
+            yield pytest.param((kind, deployment), marks=marks, id=f"{kind}-{deployment}")
+
+
+@pytest.fixture(params=list(deployments()))
 def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
     kind, deployment = request.param
     servers = request.getfixturevalue(kind)

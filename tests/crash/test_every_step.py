@@ -8,11 +8,12 @@ import sqlite3
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from reliamq.backends import open_backend
 from reliamq.spi import DeadLetterRecord
@@ -37,9 +38,16 @@ STEPS = [
 ]
 BURIALS = ["before burial", "after burial", "before ack", "after ack"]
 ROLES = ["place", "relay", "work"]
-NAMES = [f"{role} dies {step}" for role, step in STEPS]
 Run = Callable[..., int]
 ON_KAFKA = pytest.mark.xdist_group("kafka")
+
+
+def on_brokers() -> Iterator[ParameterSet]:
+    """Each step on each broker.  Who places an order meets no broker: on a second one these are long forms."""
+    for broker in ("embedded", "kafka"):
+        for role, step in STEPS:
+            marks = [ON_KAFKA] * (broker == "kafka") + [pytest.mark.slow] * (broker == "kafka" and role == "place")
+            yield pytest.param(broker, role, step, marks=marks, id=f"{broker}-{role} dies {step}")
 
 
 class Pipeline:
@@ -90,7 +98,7 @@ def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Pipeline:
     return Pipeline(tmp_path, url, CRASH_BROKER=url, CRASH_TOPIC=topic, CRASH_WATCH_SECONDS="7")
 
 
-@pytest.mark.parametrize(("role", "step"), STEPS, ids=NAMES)
+@pytest.mark.parametrize(("pipeline", "role", "step"), list(on_brokers()), indirect=["pipeline"])
 def test_a_crash_at_this_step_loses_nothing_and_doubles_nothing(role: str, step: str, pipeline: Pipeline) -> None:
     pipeline.dies(role, step)
 

@@ -1,4 +1,4 @@
-"""A lane through crashes, handovers, expiries, retries, lost commands and lost answers: C1 to C4, C6, C10, C12.
+"""A lane through crashes, handovers, expiries, retries, lost commands and lost answers: C1 to C4, C6, C12.
 
 What a member knows is :class:`LaneWindow`; the server's side is a real server that runs the real scripts, so that both
 are in the model.  Its clock stands still for what is tested: leases end, and delays are over, when the model says so.
@@ -32,7 +32,7 @@ from reliamq_redis.wire.records import fields_of, message_of, own_fields
 from tests.servers.redis import RedisServers, ValkeyServers
 
 PREFETCH, FETCHED = 8, 5
-LEASE, LONG = 10.0, 100.0
+LEASE = 10.0
 FOR_EVER = 86_400_000
 WALL_AHEAD = 1e9
 ACQUIRE, FETCH, WRITE = script("acquire"), script("fetch"), script("write")
@@ -84,6 +84,11 @@ class Truth:
     due: float = 0.0
     is_due: bool = False
 
+    @property
+    def is_ours(self) -> bool:
+        """It is for the group ``g``, too."""
+        return self.message.only_group is None
+
     def change(self, **values: Any) -> None:
         self.now = replace(self.now, **values)
 
@@ -103,10 +108,10 @@ class Truth:
 
 
 class Server:
-    """The lane as the server has it: the scripts, and how time passes.  lost: how many answers were."""
+    """The lane as the server has it: the scripts, and how time passes."""
 
     def __init__(self, client: Redis, truths: dict[str, Truth]) -> None:
-        self.client, self.truths, self.lost = client, truths, 0
+        self.client, self.truths = client, truths
         self.keys = LaneKeys(f"{uuid.uuid4()}", 0, "g")
         client.xgroup_create(self.keys.stream, "g", "0", mkstream=True)
         for truth in truths.values():
@@ -169,7 +174,7 @@ class Server:
                 assert identity not in live, "twice"
                 live[identity] = name
         for identity, truth in self.truths.items():
-            if truth.message.only_group is None:
+            if truth.is_ours:
                 assert (identity in live) is not truth.sure.done, truth
                 assert (live.get(identity) in away) is truth.sure.away, truth
 
@@ -222,7 +227,6 @@ class Member:
             return
         position, entries, _ = self.server.fetch(self.token, ">", room)
         if not answered:
-            self.server.lost += 1
             return
         if order_of(position.decode()) > order_of(self.reached):
             entries = self.pending(self.reached)
@@ -261,7 +265,7 @@ class Member:
             if other is truth:
                 break
             if other.message.key == truth.message.key is not None and not other.now.apart and not truth.now.apart:
-                assert other.now.done or other.message.id in handed or other.message.only_group, "out of order"
+                assert other.now.done or other.message.id in handed or not other.is_ours, "out of order"
 
     def held(self) -> list[Entry[Held]]:
         self.out = [(entry, hand) for entry, hand in self.out if self.window.held(entry.position, hand)]
@@ -275,7 +279,6 @@ class Member:
         else:
             self.settle(self.lots.choice(held))
         self.write()
-        assert sum(1 for _ in self.window.entries()) <= PREFETCH + FETCHED * self.server.lost
         self.server.check()
         self.now += 1.0
 
@@ -292,9 +295,10 @@ class Member:
                 self.window.retry(entry, due=self.now + self.lots.choice([0.0, 3.0]), apart=apart, counts=counts)
             case "away":
                 truth.change(apart=True, failures=truth.now.failures + 1, begun=None, away=True, suspect=False)
-                truth.due, truth.is_due = self.now + LONG, False
+                delay = self.lots.choice([1.0, 100.0])
+                truth.due, truth.is_due = self.now + delay, False
                 delivery = Delivery(entry.content.message, "g", "", (), 0, 0, False)
-                self.window.send_away(entry, Retry(delivery, timedelta(seconds=LONG), keep_order=False))
+                self.window.send_away(entry, Retry(delivery, timedelta(seconds=delay), keep_order=False))
             case "release":
                 truth.change(begun=None)
                 self.window.release(entry)
@@ -329,7 +333,7 @@ class Member:
             for name in changes.finished:
                 fields = self.server.client.xrange(self.server.keys.stream, name, name)[0][1]
                 truth = self.truths[fields[b"id"].decode()]
-                assert truth.now.done or truth.message.only_group, "acknowledged unhandled"
+                assert truth.now.done or not truth.is_ours, "acknowledged unhandled"
             assert self.server.write(self.token, changes, last=last)
             for truth in self.truths.values():
                 truth.sure = truth.now
@@ -343,6 +347,9 @@ class Member:
         return {entry.content.message.id for entry, _ in self.out}
 
     def crash(self) -> None:
+        """Perhaps while it hands over, and its handlers go on."""
+        if self.lots.random() < 0.3:
+            self.write()
         had = self.had()
         for identity, truth in self.truths.items():
             truth.die(self.process, had_it=identity in had)
@@ -354,7 +361,6 @@ class Member:
         for truth in self.truths.values():
             if truth.now.begun == self.process:
                 truth.change(begun=None)
-        self.window.keep_suspects()
         while not self.write(last=True):
             pass
 
@@ -383,7 +389,7 @@ def message(number: int, lots: random.Random) -> Message:
 
 
 @pytest.mark.slow  # it runs on real servers, an example for many seconds of work
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(20, 120))
 def test_whatever_happens_every_message_is_finished_once_in_its_keys_order_with_its_attempts(
     client: Redis, lots: random.Random, steps: int
@@ -408,7 +414,7 @@ def run(client: Redis, lots: random.Random, steps: int) -> None:
                 zombie.haunt()
     finish_all(member)
 
-    assert all(truth.sure.done or truth.message.only_group for truth in truths.values())
+    assert all(truth.sure.done is truth.is_ours for truth in truths.values())
     assert server.is_empty()
     client.flushdb()
 
@@ -423,3 +429,5 @@ def finish_all(member: Member) -> None:
             member.window.finish(entry)
         while not member.write():
             pass
+        if member.server.is_empty() and all(truth.sure.done for truth in member.truths.values() if truth.is_ours):
+            return

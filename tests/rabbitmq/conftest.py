@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -78,3 +79,4 @@ async def delete_exchange(cluster: RabbitmqCluster, name: str) -> None:
 async def delete_queue(cluster: RabbitmqCluster, name: str) -> None:
     async with await aio_pika.connect(amqp_url(cluster)) as connection:
         await (await connection.channel()).queue_delete(name)
+    await asyncio.to_thread(cluster.wait_until_gone, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,18 @@ from tests.redis.steps import declare
 from tests.servers.redis import RedisServers
 
 KINDS = ("redis", "valkey")
+ON_BOTH = {"test_publishing", "test_security"}
+"""Where Valkey does something else: it confirms from its disks, and is behind a tunnel.  Of the rest its turn is a long
+form.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long forms."""
+    for item in items:
+        here = item.path.parent == Path(__file__).parent and item.path.stem not in ON_BOTH
+        if here and "valkey" in item.name.partition("[")[2]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])

@@ -361,7 +361,6 @@ class Lane:
         if self.stopping:
             window.release_all()
         clean = not window.handed
-        window.keep_suspects()
         await self._write(renew=True, last=clean)
         if not clean:
             logger.warning("%s is handed over while %d handlers go on", self._label, window.handed)

@@ -190,12 +190,6 @@ class LaneWindow(Window[Held]):
             if self.held(entry.position, entry.hand) is not None:
                 self.release(entry)
 
-    def keep_suspects(self) -> None:
-        """Of what is unfinished, have that written down which a process may have started on that died."""
-        for entry in self.entries():
-            if entry.redelivered and entry.content.id in self._recorded:  # else the mark ``suspect`` says it
-                self.note(entry)
-
     def _attempts(self, entry: Entry[Held]) -> Attempts:
         return Attempts(
             failures=entry.failures,
