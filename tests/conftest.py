@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.servers.kafka import KafkaCluster, kafka_cluster
-from tests.servers.postgresql import PostgresqlServer, run_postgresql
+from tests.servers.mariadb import MariadbServer, run_mariadb
+from tests.servers.postgresql import PostgresqlServer, postgresql_15, run_postgresql
 from tests.servers.rabbitmq import RabbitmqCluster, rabbitmq_cluster
 from tests.servers.redis import RedisServers, ValkeyServers
 
@@ -27,6 +28,34 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
 def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
     """The SQLAlchemy URL of an empty database of a real PostgreSQL."""
     with postgresql_server.fresh_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgresql_15_server() -> Iterator[PostgresqlServer]:
+    """The same of an older version."""
+    with run_postgresql(postgresql_15) as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_15_url(postgresql_15_server: PostgresqlServer) -> Iterator[str]:
+    """The URL of an empty database there."""
+    with postgresql_15_server.fresh_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariadbServer]:
+    """One MariaDB server for the whole run, started when the first test asks for it."""
+    with run_mariadb() as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: MariadbServer) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty database of a real MariaDB."""
+    with mariadb_server.fresh_database() as url:
         yield url
 
 

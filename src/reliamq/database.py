@@ -11,7 +11,20 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Double, Engine, MetaData, Table, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Double,
+    Engine,
+    Inspector,
+    MetaData,
+    Table,
+    UniqueConstraint,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -20,6 +33,8 @@ from sqlalchemy.sql.expression import FunctionElement
 from reliamq.spi import ConfigurationError, MissingExtra
 
 __all__ = [
+    "BY_BYTES",
+    "MYSQL",
     "READING",
     "create_missing_tables",
     "is_retriable",
@@ -33,7 +48,17 @@ BUSY_SECONDS = 60.0
 READING = "reliamq_reading"
 """Execution option of a connection that only reads: on SQLite it takes no write lock."""
 RETRIABLE_STATES = {"40001", "40P01"}  # serialization failure, deadlock (PostgreSQL, appendix A)
-RETRIABLE_MYSQL = {1205, 1213}  # lock wait timeout, deadlock
+RETRIABLE_MYSQL = {1020, 1205, 1213}  # changed since it was read (MariaDB 11.6), lock wait timeout, deadlock
+MYSQL = {"mysql", "mariadb"}
+"""Names of SQLAlchemy's dialects for MySQL and MariaDB."""
+BY_BYTES: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in MYSQL
+    for option, value in {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}.items()
+}
+"""Options of a table: what is compared in it is compared byte by byte, as elsewhere.  MySQL and MariaDB would take ids
+and keys that differ in upper and lower case for the same.
+"""
 
 _ASYNC_DRIVERS = {"sqlite": "aiosqlite", "postgresql": "psycopg", "mysql": "aiomysql", "mariadb": "aiomysql"}
 _SYNC_DRIVERS = {"sqlite": "pysqlite", "postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
@@ -130,11 +155,40 @@ def wait_for_writers(engine: Engine) -> None:
 
 
 def create_missing_tables(connection: Connection, metadata: MetaData, tables: Sequence[Table] | None = None) -> None:
-    """Create the tables of ``metadata`` that are not there, in the connection's transaction.  tables: only these."""
+    """Create the tables of ``metadata`` that are not there, in the connection's transaction.  tables: only these.
+
+    Raises ConfigurationError naming columns, indexes and unique constraints that those that are there lack.
+    """
     if connection.dialect.name == "postgresql":
         # Several processes start at once; without it their CREATE TABLE IF NOT EXISTS can collide.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832001)")
     metadata.create_all(connection, tables)
+    there, needed = inspect(connection), metadata.sorted_tables if tables is None else tables
+    if lacking := [words for table in needed for words in _lacking(there, table)]:
+        raise ConfigurationError(
+            f"the database lacks {' and '.join(lacking)}, which this version of reliamq needs; let a migration add "
+            "what is missing (Alembic finds it by outbox.metadata and idempotency.metadata)"
+        )
+
+
+def _lacking(there: Inspector, table: Table) -> Iterator[str]:
+    """What a table that somebody else has made, or an older version, does not have, in words."""
+    columns = {column["name"] for column in there.get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in columns:
+            yield f"column {table.name}.{column.name}"
+    indexes = there.get_indexes(table.name)
+    indexed = {tuple(index["column_names"]) for index in indexes}
+    for needed in table.indexes:
+        if (names := tuple(column.name for column in needed.columns)) not in indexed:
+            yield f"an index of {table.name} on ({', '.join(names)})"
+    unique = {tuple(index["column_names"]) for index in indexes if index["unique"]}
+    unique |= {tuple(one["column_names"]) for one in there.get_unique_constraints(table.name)}
+    for constraint in table.constraints:
+        if not isinstance(constraint, UniqueConstraint):
+            continue
+        if (names := tuple(column.name for column in constraint.columns)) not in unique:
+            yield f"a unique constraint of {table.name} on ({', '.join(names)})"
 
 
 def is_retriable(error: BaseException) -> bool:

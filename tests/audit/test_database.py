@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import psycopg
 import pytest
 from sqlalchemy import make_url, text
 
-from reliamq import outbox
+from reliamq import idempotency, outbox
 from reliamq.audit import audit_database
 from reliamq.database import open_engine
 from reliamq.spi import BrokerUnavailable, Finding, Severity
+from tests.servers.mariadb import MariadbServer
 
 pytestmark = pytest.mark.anyio
+on_mariadb = pytest.mark.xdist_group("mariadb")
 
 
 async def audited(url: str) -> Sequence[Finding]:
@@ -122,3 +124,46 @@ async def test_a_value_that_cannot_be_read_is_a_finding_and_the_others_are_read(
     severities = {one.setting: one.severity for one in findings}
     assert severities["in recovery"] is Severity.UNSEEN
     assert severities["synchronous_commit"] is Severity.LOSES
+
+
+# --- MariaDB ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def tables(mariadb_url: str, mariadb_server: MariadbServer) -> AsyncIterator[str]:
+    """The URL of a sound database with the outbox's tables."""
+    mariadb_server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+    async with open_engine(mariadb_url) as engine:
+        await outbox.create_tables_async(engine, keep=True)
+        await idempotency.create_tables_async(engine)
+    yield mariadb_url
+    mariadb_server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 0, GLOBAL read_only = 0")
+
+
+@on_mariadb
+async def test_a_sound_mariadb_gives_no_finding(tables: str) -> None:
+    assert await audited(tables) == []
+
+
+@on_mariadb
+@pytest.mark.parametrize(
+    ("statement", "setting", "found"),
+    [
+        ("SET GLOBAL innodb_flush_log_at_trx_commit = 2", "innodb_flush_log_at_trx_commit", "2"),
+        ("SET GLOBAL read_only = 1", "read_only", "1"),
+        ("ALTER TABLE {database}.reliamq_outbox ENGINE = MyISAM", "tables without transactions", "reliamq_outbox"),
+        (
+            "ALTER TABLE {database}.reliamq_processed CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci",
+            "tables that compare loosely",
+            "reliamq_processed",
+        ),
+    ],
+)
+async def test_what_would_lose_messages_on_mariadb_is_found(
+    mariadb_server: MariadbServer, tables: str, statement: str, setting: str, found: str
+) -> None:
+    mariadb_server.execute(statement.format(database=make_url(tables).database))
+    (finding,) = await audited(tables)
+
+    assert (finding.severity, finding.setting, finding.found) == (Severity.LOSES, setting, found)
+    assert finding.fix

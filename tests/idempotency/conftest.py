@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from sqlalchemy import Engine, Integer, func, select
+from sqlalchemy import Engine, Integer, String, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -17,10 +17,11 @@ from reliamq import idempotency, outbox
 from reliamq.database import open_engine, open_sync_engine
 from reliamq.idempotency.tables import processed
 from reliamq.spi import ProcessedId
+from tests.databases import DRIVERS, KINDS, database_url
 
 _numbers = itertools.count(1)
 _run = uuid.uuid4().hex  # some stores outlive a run
-every_driver = pytest.mark.parametrize("database", ["sqlite", "psycopg", "asyncpg"], indirect=True)
+every_driver = pytest.mark.parametrize("database", DRIVERS, indirect=True)
 
 
 class Base(DeclarativeBase):
@@ -32,7 +33,7 @@ class Effect(Base):
 
     __tablename__ = "effect"
     id: Mapped[int] = mapped_column(primary_key=True)
-    message_id: Mapped[str]
+    message_id: Mapped[str] = mapped_column(String(200))
     pid: Mapped[int] = mapped_column(default=0)
 
 
@@ -40,19 +41,16 @@ class Account(Base):
     """A row with an optimistic lock, and a name that is unique."""
 
     __tablename__ = "account"
-    name: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
     balance: Mapped[int] = mapped_column(default=0)
     version = mapped_column(Integer, nullable=False)
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012  # SQLAlchemy's own way to say it
 
 
-@pytest.fixture(params=["sqlite", "psycopg"])
+@pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, once for each kind; with ``every_driver`` once for each driver."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/app.db"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url.replace("postgresql:", f"postgresql+{request.param}:")
+    return database_url(request, request.param, tmp_path)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ async def under_lease(database: str, one: ProcessedId, stage: str) -> bool | str
 
 @asynccontextmanager
 async def open_store(database: str) -> AsyncIterator[IdempotencyStore]:
-    if database.startswith(("sqlite", "postgresql")):
+    if database.startswith(("sqlite", "postgresql", "mysql")):
         async with open_engine(database) as engine:
             yield SqlLeaseStore(engine)
     else:

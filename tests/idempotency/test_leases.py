@@ -34,6 +34,7 @@ from reliamq.spi.holding import held
 from reliamq_redis.catalog.names import lease_of, lock_of
 from reliamq_redis.leases.lock import RedisLock
 from reliamq_redis.leases.store import RedisLeaseStore
+from tests.databases import DRIVERS, MARIADB, database_url
 
 from .conftest import identity, until
 from .test_transaction import effect_process
@@ -43,7 +44,7 @@ LONG, SHORT, NONE = timedelta(seconds=30), timedelta(seconds=0.6), timedelta(0)
 KEEP = timedelta(days=1)
 
 
-SQL = ["sqlite", "psycopg", "asyncpg"]
+SQL = DRIVERS
 REDIS = [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("redis", "valkey")]
 
 
@@ -77,11 +78,7 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Any) -> str:
     """The database that the store asked for."""
-    chosen = request.node.callspec.params["store"]
-    if chosen == "sqlite":
-        return f"sqlite:///{tmp_path}/app.db"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url.replace("postgresql:", f"postgresql+{chosen}:")
+    return database_url(request, request.node.callspec.params["store"], tmp_path)
 
 
 @pytest.fixture
@@ -383,7 +380,7 @@ async def test_what_an_effect_raised_is_not_hidden_by_a_store_that_is_away() -> 
         assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize("store", ["sqlite", "psycopg", *REDIS], indirect=True)
+@pytest.mark.parametrize("store", ["sqlite", "psycopg", MARIADB, *REDIS], indirect=True)
 async def test_a_crashed_holders_effect_is_taken_over_after_its_lease(store: IdempotencyStore, place: str) -> None:
     one, tokens = identity(), list[int]()
 

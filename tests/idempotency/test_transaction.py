@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from reliamq import outbox
+from reliamq import idempotency, outbox
 from reliamq.database import is_retriable, open_engine, open_sync_engine
 from reliamq.idempotency import LeaseGuard, SqlLeaseStore, TransactionGuard, is_conflict, retry_on_conflict
 from reliamq.idempotency.tables import processed
@@ -28,7 +28,7 @@ from reliamq.outbox import OutboxMessage
 from reliamq.spi import ConfigurationError, EffectBusy, TransactionRequired
 from reliamq.topics import Topic
 
-from .conftest import Account, Effect, effects, every_driver, identity, marks, record, record_plainly
+from .conftest import Account, Base, Effect, effects, every_driver, identity, marks, record, record_plainly
 
 pytestmark = pytest.mark.anyio
 
@@ -167,13 +167,47 @@ async def test_an_error_that_the_handler_caught_never_ends_as_a_mark_or_a_succes
         except IntegrityError:
             pass  # PostgreSQL has given the transaction up here, and would answer COMMIT with a rollback
 
-    if engine.dialect.name == "sqlite":
-        assert await guard.apply(one, catch)  # SQLite undoes the one statement
+    if engine.dialect.name in ("sqlite", "mysql"):  # which undo the one statement
+        assert await guard.apply(one, catch)
         assert (await effects(engine), await marks(engine)) == (1, 1)
         return
     with pytest.raises((TransactionRequired, DBAPIError)):
         await guard.apply(one, catch)
     assert (await effects(engine), await marks(engine)) == (0, 0)
+
+
+async def test_a_deadlock_that_the_handler_caught_never_ends_as_a_part_of_the_effect(mariadb_url: str) -> None:
+    """I2: MariaDB and MySQL undo the whole transaction, and take what comes after it for a new one."""
+    async with open_engine(mariadb_url) as engine:
+        await idempotency.create_tables_async(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+            await connection.execute(insert(Account), [{"name": name, "version": 1} for name in "ab"])
+        one, met = identity(), anyio.Event()
+
+        async def catch(session: AsyncSession) -> None:
+            await session.execute(update(Account).values(balance=1).where(Account.name == "a"))
+            met.set()
+            await anyio.sleep(0.5)
+            with suppress(DBAPIError):
+                await session.execute(update(Account).values(balance=1).where(Account.name == "b"))
+            session.add(Effect(message_id=one.message_id))
+
+        async def other() -> None:
+            await met.wait()
+            async with engine.begin() as connection:
+                for _ in range(50):  # the one with more to undo is not the one that is ended
+                    await connection.execute(insert(Effect).values(message_id="other", pid=0))
+                await connection.execute(update(Account).values(balance=2).where(Account.name == "b"))
+                await connection.execute(update(Account).values(balance=2).where(Account.name == "a"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other)
+            with pytest.raises(TransactionRequired, match="the transaction is gone"):
+                await TransactionGuard(engine).apply(one, catch)
+
+        assert await marks(engine) == 0
+        assert await effects(engine) == 50
 
 
 async def test_a_plain_handler_that_caught_an_error_is_told_so_too(engine: AsyncEngine, sync_engine: Engine) -> None:

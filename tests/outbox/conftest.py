@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -20,6 +20,7 @@ from reliamq.database import open_engine, open_sync_engine
 from reliamq.outbox import Relay, SqlOutboxStore
 from reliamq.spi import Confirmation, Message, Outcome, Publisher
 from reliamq.topics import Topic
+from tests.databases import DRIVERS, KINDS, database_url
 
 PATIENCE_SECONDS = 30.0
 
@@ -44,16 +45,13 @@ class Booking(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
-every_driver = pytest.mark.parametrize("database", ["sqlite", "psycopg", "asyncpg"], indirect=True)
+every_driver = pytest.mark.parametrize("database", DRIVERS, indirect=True)
 
 
-@pytest.fixture(params=["sqlite", "psycopg"])
+@pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, once for each kind; with ``every_driver`` once for each driver."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/app.db"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url.replace("postgresql:", f"postgresql+{request.param}:")
+    return database_url(request, request.param, tmp_path)
 
 
 @pytest.fixture
@@ -91,6 +89,13 @@ async def add(engine: AsyncEngine, *chosen: tuple[str, int]) -> list[str]:
     """Add messages, each (account, number), in one transaction."""
     async with AsyncSession(engine) as session, session.begin():
         return [outbox.add(session, orders, Order(account=account, number=number)) for account, number in chosen]
+
+
+async def analyse(engine: AsyncEngine, table: str) -> None:
+    """Have the planner know what is in a table."""
+    async with engine.connect() as connection:
+        await connection.execute(text(f"ANALYZE TABLE {table}" if engine.dialect.name == "mysql" else "ANALYZE"))
+        await connection.commit()
 
 
 class Recorder:
@@ -157,3 +162,10 @@ async def drain(store: SqlOutboxStore, *publishers: Publisher, lease: float = 10
 
     async with relaying(store, *publishers, lease=lease, batch=batch):
         await until(empty)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Replays on MariaDB are long forms: of its differences the other tests see as much."""
+    for item in items:
+        if item.path == Path(__file__).with_name("test_replay.py") and "mariadb" in item.name:
+            item.add_marker(pytest.mark.slow)

@@ -145,7 +145,11 @@ def test_a_session_that_commits_by_itself_is_refused(sync_engine: Engine, by: st
         engine.dispose()
 
 
-BY_ITSELF: dict[str, dict[str, object]] = {"sqlite": {"isolation_level": None}, "postgresql": {"autocommit": True}}
+BY_ITSELF: dict[str, dict[str, object]] = {
+    "sqlite": {"isolation_level": None},
+    "postgresql": {"autocommit": True},
+    "mysql": {"autocommit": True},
+}
 
 
 async def test_a_session_whose_driver_commits_by_itself_is_refused(engine: AsyncEngine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import event, func, select, text, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reliamq.backends import open_backend
@@ -30,7 +30,7 @@ from reliamq.spi import (
     TopicSpec,
 )
 
-from .conftest import Order, Recorder, add, drain, every_driver, firsts, relaying, until
+from .conftest import Order, Recorder, add, analyse, drain, every_driver, firsts, relaying, until
 
 pytestmark = pytest.mark.anyio
 LEASE = timedelta(seconds=30)
@@ -235,9 +235,7 @@ async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
         if statement.startswith("SELECT"):
             asked.append((statement, parameters))
 
-    async with engine.connect() as connection:
-        await connection.execute(text("ANALYZE"))  # the planner knows now that the bucket is the table
-        await connection.commit()
+    await analyse(engine, "reliamq_outbox")  # the planner knows now what is there
     assert len(await store.claim("relay", limit=500, lease=LEASE)) == 500
 
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"

@@ -19,7 +19,7 @@ from reliamq.outbox import OutboxMessage, Relay, SentMessage, SqlOutboxStore
 from reliamq.outbox.table import KEPT_TABLES
 from reliamq.spi import ConfigurationError, Message, Rejection, RejectionReason
 
-from .conftest import Order, Recorder, add, drain, every_driver, firsts, orders, relaying, unordered, until
+from .conftest import Order, Recorder, add, analyse, drain, every_driver, firsts, orders, relaying, unordered, until
 
 pytestmark = pytest.mark.anyio
 LEASE = timedelta(seconds=30)
@@ -535,9 +535,7 @@ async def test_removing_scans_nothing(engine: AsyncEngine, keeping: SqlOutboxSto
         if "FROM reliamq_outbox_sent" in statement and "sent_at" in statement:
             asked.append((statement, parameters))
 
-    async with engine.connect() as connection:
-        await connection.execute(text("ANALYZE"))
-        await connection.commit()
+    await analyse(engine, "reliamq_outbox_sent")  # the planner knows now what is there
     assert await keeping.clean(limit=10) == 10
 
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
@@ -547,4 +545,4 @@ async def test_removing_scans_nothing(engine: AsyncEngine, keeping: SqlOutboxSto
             for statement, parameters in asked.copy()
         ]
     assert "reliamq_outbox_sent_at" in look, look
-    assert "reliamq_outbox_sent_pkey" in removal or "PRIMARY KEY" in removal, removal
+    assert "reliamq_outbox_sent_pkey" in removal or "PRIMARY" in removal, removal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -65,10 +64,10 @@ def bodies(messages: Sequence[Message]) -> Counter[bytes]:
     return Counter(one.body for one in messages)
 
 
-def amqp_url(cluster: RabbitmqCluster, node: int = 0) -> str:
+def amqp_url(cluster: RabbitmqCluster, node: int = 0, virtual_host: str = "") -> str:
     """One node, for the client without reliamq."""
     start, _, rest = cluster.url.replace("rabbitmq://", "amqp://").partition("@")
-    return f"{start}@{rest.split(',')[node]}"
+    return f"{start}@{rest.split(',')[node]}/{virtual_host}"
 
 
 async def delete_exchange(cluster: RabbitmqCluster, name: str) -> None:
@@ -76,7 +75,6 @@ async def delete_exchange(cluster: RabbitmqCluster, name: str) -> None:
         await (await connection.channel()).exchange_delete(name)
 
 
-async def delete_queue(cluster: RabbitmqCluster, name: str) -> None:
-    async with await aio_pika.connect(amqp_url(cluster)) as connection:
+async def delete_queue(cluster: RabbitmqCluster, name: str, virtual_host: str = "") -> None:
+    async with await aio_pika.connect(amqp_url(cluster, 0, virtual_host)) as connection:
         await (await connection.channel()).queue_delete(name)
-    await asyncio.to_thread(cluster.wait_until_gone, name)

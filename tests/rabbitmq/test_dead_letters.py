@@ -13,8 +13,8 @@ from reliamq.spi import Confirmation, DeadLetterRecord
 from reliamq_rabbitmq.catalog.dead_letters import open_dead_letters
 from reliamq_rabbitmq.catalog.names import DEAD_LETTERS
 from reliamq_rabbitmq.publisher import open_publisher
-from reliamq_rabbitmq.settings import RabbitmqSettings
-from tests.rabbitmq.conftest import delete_queue, drain, message
+from reliamq_rabbitmq.settings import RabbitmqSettings, read_settings
+from tests.rabbitmq.conftest import declare, delete_queue, drain, message
 from tests.servers.rabbitmq import RabbitmqCluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("rabbitmq"), pytest.mark.timeout(120)]
@@ -99,12 +99,15 @@ async def test_thousands_of_them_are_found_and_removed(settings: RabbitmqSetting
         assert list(await dead_letters.find(topic=topic)) == []
 
 
-async def test_a_queue_of_dead_letters_that_was_deleted_is_declared_again(
-    rabbitmq: RabbitmqCluster, settings: RabbitmqSettings, topic: str
-) -> None:
-    async with open_dead_letters(settings) as dead_letters:
-        await delete_queue(rabbitmq, DEAD_LETTERS)
-        (outcome,) = await dead_letters.add([record_of(topic, "after")], deadline=time.monotonic() + 10)
-        assert isinstance(outcome, Confirmation)
-        (found,) = await dead_letters.find(topic=topic)
-        assert found.message.body == b"after"
+async def test_a_queue_of_dead_letters_that_was_deleted_is_declared_again(rabbitmq: RabbitmqCluster) -> None:
+    with rabbitmq.virtual_host() as own:
+        settings = read_settings(f"{rabbitmq.url}/{own}", {"management_url": rabbitmq.management_url})
+        topic = await declare(settings, "g")
+        async with open_dead_letters(settings) as dead_letters:
+            (outcome,) = await dead_letters.add([record_of(topic, "before")], deadline=time.monotonic() + 10)
+            assert isinstance(outcome, Confirmation)
+            await delete_queue(rabbitmq, DEAD_LETTERS, own)
+            (outcome,) = await dead_letters.add([record_of(topic, "after")], deadline=time.monotonic() + 10)
+            assert isinstance(outcome, Confirmation)
+            (found,) = await dead_letters.find(topic=topic)
+            assert found.message.body == b"after"

@@ -11,9 +11,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from reliamq_redis.settings import RedisSettings
+from reliamq_redis.settings import RedisSettings, read_settings
 from reliamq_redis.wire.errors import FAILURES
-from reliamq_redis.wire.servers import open_servers
+from reliamq_redis.wire.servers import Servers, open_servers
 from tests.servers.redis import RedisServers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -74,3 +74,16 @@ async def test_whoever_breaks_off_leaves_no_connection_behind(
                 assert await opened.call(key, "GET", key) == b"whole"
         gc.collect()
         await anyio.lowlevel.checkpoint()
+
+
+async def test_all_connections_are_closed_also_where_that_is_cancelled(servers: RedisServers, key: str) -> None:
+    """Of several servers: nothing is left open at the later ones."""
+    opened = Servers(read_settings(servers.cluster_url, {}))
+    await asyncio.gather(*[opened.call(f"{key}-{number}", "GET", f"{key}-{number}") for number in range(20)])
+    closing = asyncio.create_task(opened.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    del opened
+    gc.collect()  # what is open still is a warning, and so an error

@@ -1,7 +1,8 @@
 """The durability of the user's own database: outbox and processed ids are only as safe as its commits.
 
 SQLite: journal mode and synchronous as our connections have them.  PostgreSQL: fsync, synchronous_commit,
-full_page_writes, unlogged tables, recovery.  What cannot be read is a finding and never a pass.
+full_page_writes, unlogged tables, recovery.  MySQL and MariaDB: when InnoDB and the binary log reach the disk, half
+written pages, engine and collation of reliamq's tables.  What cannot be read is a finding and never a pass.
 """
 
 from __future__ import annotations
@@ -104,7 +105,61 @@ POSTGRESQL = (
     ),
 )
 
-RULES = {"sqlite": SQLITE, "postgresql": POSTGRESQL}
+_OUR_TABLES = "table_schema = database() AND table_name LIKE 'reliamq~_%' ESCAPE '~'"
+MYSQL = (
+    _Rule(
+        "innodb_flush_log_at_trx_commit",
+        "SELECT @@innodb_flush_log_at_trx_commit",
+        ("1", "3"),  # 3 is MariaDB's: as 1, with one more flush
+        Severity.LOSES,
+        "COMMIT answers before the order is on the disk; a crash loses up to a second of orders, with their messages.",
+        "SET GLOBAL innodb_flush_log_at_trx_commit = 1, and in the server's configuration file.",
+    ),
+    _Rule(
+        "sync_binlog",
+        "SELECT CASE WHEN @@log_bin = 0 THEN 'no binary log' ELSE @@sync_binlog END",
+        ("no binary log", "1"),
+        Severity.LOSES,
+        "After a crash the server rolls back what its binary log does not have, also what was committed.",
+        "SET GLOBAL sync_binlog = 1, and in the server's configuration file.",
+    ),
+    _Rule(
+        "innodb_doublewrite",
+        "SELECT @@innodb_doublewrite",
+        ("1", "ON", "DETECT_AND_RECOVER", "fast"),  # fast: MariaDB 11, as safe as ON
+        Severity.LOSES,
+        "A page half written in a crash cannot be repaired.",
+        "Set innodb_doublewrite = ON, unless the file system writes pages atomically.",
+    ),
+    _Rule(
+        "read_only",
+        "SELECT @@read_only",
+        ("0",),
+        Severity.LOSES,
+        "It is a replica, or closed: nothing can be written, so no order and no message.",
+        "Point the database URL at the primary.",
+    ),
+    _Rule(
+        "tables without transactions",
+        f"""SELECT coalesce(group_concat(table_name), 'none') FROM information_schema.tables
+        WHERE {_OUR_TABLES} AND engine <> 'InnoDB'""",  # noqa: S608  # constants
+        ("none",),
+        Severity.LOSES,
+        "What is written there stays when the order is rolled back, and goes in a crash.",
+        "ALTER TABLE … ENGINE = InnoDB.",
+    ),
+    _Rule(
+        "tables that compare loosely",
+        f"""SELECT coalesce(group_concat(DISTINCT table_name), 'none') FROM information_schema.columns
+        WHERE {_OUR_TABLES} AND collation_name NOT LIKE '%~_bin' ESCAPE '~'""",  # noqa: S608  # constants
+        ("none",),
+        Severity.LOSES,
+        "Ids that differ in upper and lower case alone are taken for the same: a message is dropped as processed.",
+        "ALTER TABLE … CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin.",
+    ),
+)
+
+RULES = {"sqlite": SQLITE, "postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
 
 
 async def audit_database(engine: AsyncEngine) -> Sequence[Finding]:

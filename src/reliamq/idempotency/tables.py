@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from reliamq.database import create_missing_tables
+from reliamq.database import BY_BYTES, create_missing_tables
 
 __all__ = ["create_tables", "create_tables_async", "lease", "lock", "metadata", "processed"]
 
@@ -43,6 +43,7 @@ processed = Table(
     *_identity(),
     Column("expires_at", Double, nullable=False),
     Index("reliamq_processed_expiry", "expires_at"),
+    **BY_BYTES,
 )
 """A group's handler has applied a message; written in the effect's own transaction (I2)."""
 
@@ -56,6 +57,7 @@ lease = Table(
     Column("result", LargeBinary(2**24)),
     Column("expires_at", Double, nullable=False),
     Index("reliamq_lease_expiry", "expires_at"),
+    **BY_BYTES,
 )
 """Who produces an effect outside the database, until when, and whether it is done (I3)."""
 
@@ -66,6 +68,7 @@ lock = Table(
     Column("token", BigInteger, nullable=False),
     Column("owner", String(100)),
     Column("until", Double, nullable=False),
+    **BY_BYTES,
 )
 """Distributed locks by name (I4).  A row stays after release: its token must go on growing."""
 

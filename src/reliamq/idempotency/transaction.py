@@ -13,12 +13,12 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import Connection, Engine, Insert, delete, event, insert, select, text
+from sqlalchemy import Connection, Engine, Insert, Select, delete, event, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from reliamq.database import now_seconds
+from reliamq.database import MYSQL, now_seconds
 from reliamq.idempotency.tables import processed
 from reliamq.idempotency.versions import ATTEMPTS, is_conflict, pause_seconds, retry_on_conflict
 from reliamq.spi import ConfigurationError, EffectBusy, ProcessedId, TransactionRequired
@@ -60,7 +60,7 @@ class TransactionGuard:
             await session.run_sync(_connect)
             if not await self._marked(session, identity):
                 return False
-            fence = await session.run_sync(_CommitFence)
+            fence = await session.run_sync(_CommitFence, _there(identity))
             await effect(session)
             await session.run_sync(fence.lift)
             await session.commit()
@@ -101,7 +101,7 @@ class TransactionGuard:
                 session.execute(self._mark(identity))
             except IntegrityError:
                 return False
-            fence = _CommitFence(session)
+            fence = _CommitFence(session, _there(identity))
             effect(session)
             fence.lift(session)
             session.commit()
@@ -154,11 +154,11 @@ ENDS_A_TRANSACTION = {"COMMIT", "END", "ROLLBACK", "ABORT", "BEGIN", "START"}
 class _CommitFence:
     """Keeps a handler from committing or rolling back the session: mark and effect must not part.
 
-    Savepoints are the handler's own business and pass.
+    Savepoints are the handler's own business and pass.  mark: finds the mark.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session, self._transaction = session, session.get_transaction()
+    def __init__(self, session: Session, mark: Select[tuple[str]]) -> None:
+        self._session, self._transaction, self._mark = session, session.get_transaction(), mark
         self._lifted = False
         connection = session.connection()
         event.listen(session, "before_commit", self._check_session)
@@ -189,7 +189,7 @@ class _CommitFence:
     def lift(self, session: Session) -> None:
         """The handler is done.  TransactionRequired when the transaction that holds the mark is gone."""
         self._lifted = True
-        if session.get_transaction() is not self._transaction or not _is_open(session.connection()):
+        if session.get_transaction() is not self._transaction or not _is_open(session.connection(), self._mark):
             raise TransactionRequired(
                 "the transaction is gone, and the processed id with it: the handler rolled it back, or caught an error "
                 "after which the database gave it up. Raise an exception to roll back; use session.begin_nested() "
@@ -197,10 +197,23 @@ class _CommitFence:
             )
 
 
-def _is_open(connection: Connection) -> bool:
-    """Whether a commit would commit.  PostgreSQL answers COMMIT after a failed statement with a silent rollback, and
-    SQLite ends a transaction by itself on some errors.
+def _there(identity: ProcessedId) -> Select[tuple[str]]:
+    """Finds the mark."""
+    return select(processed.c.message_id).where(
+        processed.c.topic == identity.topic,
+        processed.c.group_name == identity.group,
+        processed.c.handler == identity.handler,
+        processed.c.message_id == identity.message_id,
+    )
+
+
+def _is_open(connection: Connection, mark: Select[tuple[str]]) -> bool:
+    """Whether a commit would commit.  PostgreSQL answers COMMIT after a failed statement with a silent rollback; SQLite
+    ends a transaction by itself on some errors, MySQL on a deadlock, and there the next statement begins another one,
+    which shows in the mark alone.
     """
+    if connection.dialect.name in MYSQL:
+        return connection.scalar(mark) is not None
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
         return bool(driver.in_transaction)

@@ -14,12 +14,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Dialect, event, func, insert as insert_into, select
+from sqlalchemy import Dialect, Select, event, func, insert as insert_into, select
 from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Compiled
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
 
-from reliamq.outbox.table import OutboxMessage, bucket_of
+from reliamq.database import MYSQL
+from reliamq.outbox.table import KEY_LOCKS, OutboxKeyLock, OutboxMessage, bucket_of
 from reliamq.spi import ConfigurationError, Message, TransactionRequired
 from reliamq.spi.messages import NO_HEADERS
 from reliamq.topics import Topic
@@ -71,20 +74,24 @@ def insert(
     message = topic.message(model, id=id, headers=headers)
     cursor = connection.cursor()
     try:
-        if dialect.name == "postgresql" and message.key is not None:
-            cursor.execute(
-                "SELECT pg_advisory_xact_lock(%s, %s)", (KEY_LOCK_SPACE, _lock_number(message.topic, message.key))
-            )
-        compiled = insert_into(OutboxMessage).values(**_columns(message)).compile(dialect=dialect)
+        if message.key is not None:
+            for lock in _locks([_lock_number(message.topic, message.key)], dialect):
+                _execute(cursor, lock.compile(dialect=dialect))
+                _check_locked(len(cursor.fetchall()))
+        statement = insert_into(OutboxMessage).values(**_columns(message)).compile(dialect=dialect)
         # Column defaults are part of the statement: constants as parameters, the database's clock as SQL.
-        parameters = compiled.construct_params({"attempts": 0, "available_at": 0.0})
-        if compiled.positional:
-            cursor.execute(str(compiled), [parameters[name] for name in compiled.positiontup or ()])
-        else:
-            cursor.execute(str(compiled), parameters)
+        _execute(cursor, statement, attempts=0, available_at=0.0)
     finally:
         cursor.close()
     return message.id
+
+
+def _execute(cursor: Any, compiled: Compiled, **values: object) -> None:
+    parameters = compiled.construct_params(values) or {}
+    if isinstance(compiled, SQLCompiler) and compiled.positional:
+        cursor.execute(str(compiled), [parameters[name] for name in compiled.positiontup or ()])
+    else:
+        cursor.execute(str(compiled), parameters)
 
 
 def _columns(message: Message) -> dict[str, Any]:
@@ -109,11 +116,11 @@ def _columns(message: Message) -> dict[str, Any]:
 def _before_flush(session: Session, _context: object, _instances: object) -> None:
     """Before positions are drawn, take a lock for each key until the end of the transaction.
 
-    PostgreSQL draws a position at INSERT and shows the row at COMMIT; without the lock two transactions of one key
-    could commit in the other order.  Databases with one writer, or that lock the index gap, need none.
+    PostgreSQL and MySQL draw a position at INSERT and show the row at COMMIT; without the lock two transactions of one
+    key could commit in the other order.  A database with one writer needs none.
 
     Sorted, so that two flushes cannot block each other.  Two transactions that flush several times and take the same
-    keys in another order can: PostgreSQL ends one of them with a deadlock error, to be run again.
+    keys in another order can: the database ends one of them with a deadlock error, to be run again.
     """
     added = [one for one in session.new if isinstance(one, OutboxMessage)]
     if not added:
@@ -122,10 +129,30 @@ def _before_flush(session: Session, _context: object, _instances: object) -> Non
     connection = session.connection(bind_arguments=ours)
     _refuse_autocommit(connection.get_execution_options(), connection.dialect)
     _need_transaction(connection.connection.driver_connection)
-    if connection.dialect.name != "postgresql":
-        return
-    for number in _lock_numbers(added):
-        connection.execute(select(func.pg_advisory_xact_lock(KEY_LOCK_SPACE, number)))
+    for lock in _locks(_lock_numbers(added), connection.dialect):
+        _check_locked(len(connection.execute(lock).all()))
+
+
+def _locks(numbers: Iterable[int], dialect: Dialect) -> list[Select[Any]]:
+    """What locks these keys, each with one row as its result.
+
+    MySQL's own named locks (GET_LOCK) do not end with a transaction; row locks do.  One row after the other, because a
+    statement over several takes them in the order of its plan.
+    """
+    if dialect.name == "postgresql":
+        return [select(func.pg_advisory_xact_lock(KEY_LOCK_SPACE, number)) for number in numbers]
+    if dialect.name not in MYSQL:
+        return []
+    slots = sorted({number % KEY_LOCKS for number in numbers})
+    return [select(OutboxKeyLock.slot).where(OutboxKeyLock.slot == slot).with_for_update() for slot in slots]
+
+
+def _check_locked(rows: int) -> None:
+    if not rows:
+        raise ConfigurationError(
+            f"table {OutboxKeyLock.__tablename__} lacks rows, so nothing would keep the order of a key; let "
+            "outbox.create_tables(engine) add them"
+        )
 
 
 def _lock_numbers(added: Iterable[OutboxMessage]) -> list[int]:

@@ -18,7 +18,7 @@ from sqlalchemy import Integer, Select, bindparam, case, delete, func, or_, sele
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
-from reliamq.database import READING, now_seconds
+from reliamq.database import MYSQL, READING, now_seconds
 from reliamq.outbox.sent import CHUNK, SentRows, chunks
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 from reliamq.spi import ConfigurationError, KeptWindow, Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
@@ -42,6 +42,10 @@ class SqlOutboxStore:
     """
 
     def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10, keep: timedelta = timedelta(0)) -> None:
+        if engine.dialect.name in MYSQL:
+            # At its default level a claim would see rows as they were before it had their buckets, and send again what
+            # the relay before it has just sent
+            engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._engine, self._max_attempts = engine, max_attempts
         self._sent = SentRows(engine, keep) if keep else None
 

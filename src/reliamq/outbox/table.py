@@ -28,14 +28,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 
-from reliamq.database import create_missing_tables, now_seconds
+from reliamq.database import BY_BYTES, MYSQL, create_missing_tables, now_seconds
 from reliamq.spi import ConfigurationError, Message
 
 __all__ = [
     "BUCKETS",
     "KEPT_TABLES",
+    "KEY_LOCKS",
+    "OutboxKeyLock",
     "OutboxLease",
     "OutboxMessage",
     "OutboxReplay",
@@ -47,6 +49,8 @@ __all__ = [
     "what_keeping_lacks",
 ]
 
+KEY_LOCKS = 1024
+"""Rows that transactions lock which add messages, on MySQL and MariaDB; keys that share one wait for each other."""
 BUCKETS = 64
 """Shares of the keys that relays take turns on.  Fixed: rows carry their bucket's number."""
 
@@ -69,7 +73,7 @@ class _MessageColumns:
     time: Mapped[str] = mapped_column(String(40))
     content_type: Mapped[str] = mapped_column(String(255))
     only_group: Mapped[str | None] = mapped_column(String(255))
-    headers: Mapped[str | None] = mapped_column(Text)
+    headers: Mapped[str | None] = mapped_column(Text(2**24))
     body: Mapped[bytes] = mapped_column(LargeBinary(2**24))
 
 
@@ -99,7 +103,7 @@ class OutboxMessage(_MessageColumns, _Tables):
             sqlite_where=text("available_at > 0"),
             postgresql_where=text("available_at > 0"),
         ),
-        {"sqlite_autoincrement": True},
+        {"sqlite_autoincrement": True, **BY_BYTES},
     )
 
     position: Mapped[int] = mapped_column(
@@ -117,6 +121,7 @@ class OutboxLease(_Tables):
     """Which relay sends a bucket's rows, until when.  A relay that died loses its buckets by time alone."""
 
     __tablename__ = "reliamq_outbox_lease"
+    __table_args__ = BY_BYTES
 
     bucket: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     owner: Mapped[str | None] = mapped_column(String(100))
@@ -132,7 +137,7 @@ class SentMessage(_MessageColumns, _Tables):
     """
 
     __tablename__ = "reliamq_outbox_sent"
-    __table_args__ = (Index("reliamq_outbox_sent_at", "sent_at"),)
+    __table_args__ = (Index("reliamq_outbox_sent_at", "sent_at"), BY_BYTES)
 
     position: Mapped[int] = mapped_column(
         BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False
@@ -145,15 +150,28 @@ class OutboxReplay(_Tables):
     """One row: how many replays there have been.  Locked by a replay against confirms that are just written down."""
 
     __tablename__ = "reliamq_outbox_replay"
+    __table_args__ = BY_BYTES
 
     only: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     number: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
+class OutboxKeyLock(_Tables):
+    """A row is locked by whoever adds a message with a key, until the end of the transaction, so that positions of one
+    key are in commit order.  slot: of the key.  Only MySQL and MariaDB need it.
+    """
+
+    __tablename__ = "reliamq_outbox_key_lock"
+    __table_args__ = BY_BYTES
+
+    slot: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+
+
 KEPT_TABLES = (metadata.tables[SentMessage.__tablename__], metadata.tables[OutboxReplay.__tablename__])
 """What is needed besides where sent rows are kept; a database without them goes on working where they are not."""
 
-_ALWAYS = [table for table in metadata.sorted_tables if table not in KEPT_TABLES]
+KEY_LOCK_TABLE = metadata.tables[OutboxKeyLock.__tablename__]
+_ALWAYS = [table for table in metadata.sorted_tables if table not in (*KEPT_TABLES, KEY_LOCK_TABLE)]
 
 
 def bucket_of(message: Message) -> int:
@@ -188,12 +206,19 @@ async def create_tables_async(engine: AsyncEngine, *, keep: bool = False) -> Non
 
 def _create(connection: Connection, keep: bool) -> None:
     create_missing_tables(connection, metadata, _ALWAYS)
-    there = set(connection.scalars(select(OutboxLease.bucket)))
-    missing = [{"bucket": bucket, "until": 0.0} for bucket in range(BUCKETS) if bucket not in there]
-    if missing:
-        connection.execute(insert(OutboxLease), missing)
-    if keep and (lacking := what_keeping_lacks(connection)):
-        _create_for_keeping(connection, lacking)
+    if connection.dialect.name in MYSQL:
+        create_missing_tables(connection, metadata, [KEY_LOCK_TABLE])
+        _add_missing(connection, OutboxKeyLock.slot, KEY_LOCKS)
+    _add_missing(connection, OutboxLease.bucket, BUCKETS)
+    if keep:
+        _create_for_keeping(connection, what_keeping_lacks(connection))
+
+
+def _add_missing(connection: Connection, column: InstrumentedAttribute[int], count: int) -> None:
+    """Rows for these numbers, whose other columns have defaults."""
+    there = set(connection.scalars(select(column)))
+    if missing := [{column.key: number} for number in range(count) if number not in there]:
+        connection.execute(insert(column.class_), missing)
 
 
 def _create_for_keeping(connection: Connection, lacking: Sequence[str]) -> None:

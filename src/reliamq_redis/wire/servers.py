@@ -181,8 +181,7 @@ class Servers:
     async def close(self) -> None:
         """Close all connections.  Bounded."""
         clients, self._clients = self._clients, {}
-        for client in clients.values():
-            await _close(client)
+        await _close(*clients.values())
 
 
 async def _run(client: Redis, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -225,13 +224,15 @@ class _Encrypted(SSLConnection):
         await super().disconnect(nowait, *details, **named)
 
 
-async def _close(client: Redis) -> None:
-    await close_in_time(_quietly(client), "a connection")
+async def _close(*clients: Redis) -> None:
+    """All of them, also when it is cancelled."""
+    await close_in_time(_close_quietly(clients), "a connection")
 
 
-async def _quietly(client: Redis) -> None:
-    with suppress(RedisError, OSError):
-        await client.aclose()
+async def _close_quietly(clients: Sequence[Redis]) -> None:
+    for client in clients:
+        with suppress(RedisError, OSError):
+            await client.aclose()
 
 
 def unavailable(settings: RedisSettings, what: str, error: BaseException) -> BrokerUnavailable:
