@@ -128,6 +128,8 @@ def test_a_broker_in_memory_is_refused_where_another_process_would_have_to_see_i
         (["dead-letters", "list", "--topic", "oders", "--app", "orders:app"], "no topic 'oders'; it has orders"),
         (["dead-letters", "drop", "--all", "--group", "h", "--app", "orders:app"], "no group 'h'"),
         (["outbox", "requeue", "nope", "--app", "orders:app"], "no parked row of message nope"),
+        (["outbox", "purge", "nope", "--app", "orders:app"], "no parked row of message nope"),
+        (["outbox", "show", "nope", "--app", "orders:app"], "no parked row of message nope"),
         (["dead-letters", "list", "--limit", "0", "--app", "orders:app"], "--limit"),
         (["outbox", "parked", "--limit", "-1", "--app", "orders:app"], "--limit"),
     ],

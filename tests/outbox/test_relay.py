@@ -297,6 +297,22 @@ async def test_requeueing_all_starts_their_attempts_again(engine: AsyncEngine, s
     assert {one.attempts for one in await store.claim("relay", limit=450, lease=LEASE)} == {0}
 
 
+async def test_what_is_purged_is_never_sent_and_what_waits_is_left_alone(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    one, two, three, waiting = await add(engine, ("a", 1), ("b", 2), ("c", 3), ("d", 4))
+    async with engine.begin() as connection:
+        parked = update(OutboxMessage).where(OutboxMessage.message_id.in_([one, two, three]))
+        await connection.execute(parked.values(parked_at=now_seconds(), attempts=2, error="no"))
+
+    assert await store.purge([one, waiting, "unknown"]) == 1
+    assert [row.row.message.id for row in await store.parked(limit=10)] == [two, three]
+    assert await store.purge(None) == 2
+    recorder = Recorder()
+    await drain(store, recorder)
+    assert [message.id for message in recorder.stored] == [waiting]
+
+
 @pytest.mark.parametrize("outage", ["unavailable", "transient", "doubt"])
 async def test_an_outage_burns_no_attempt_and_does_not_spin(
     engine: AsyncEngine, store: SqlOutboxStore, outage: str

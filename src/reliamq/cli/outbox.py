@@ -85,10 +85,70 @@ def requeue(
     async def work() -> int:
         async with load_app(app).outbox_store() as store:
             if ids:
-                _check_ids(ids, await store.parked(limit=MOST))
+                _chosen(ids, await store.parked(limit=MOST))
             return await store.requeue(ids or None)
 
     typer.echo(f"{run_async(work)} requeued")
+
+
+@commands.command()
+def show(message_id: str, app: App) -> None:
+    """Show one parked row whole: body, headers, what the broker said."""
+
+    async def work() -> Sequence[ParkedRow]:
+        async with load_app(app).outbox_store() as store:
+            return _chosen([message_id], await store.parked(limit=MOST))
+
+    for found in run_async(work):
+        typer.echo(json.dumps(_whole(found), indent=2))
+
+
+@commands.command()
+def purge(
+    app: App,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[MESSAGE_ID]...")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All parked rows.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove parked rows for good: their messages are never sent.  An id that is not parked stops all."""
+    if bool(ids) == everything:
+        refuse("name message ids, or say --all")
+    application = load_app(app)
+    parked_rows = run_async(lambda: _parked(application, ids))
+    if parked_rows and not yes:
+        typer.confirm(f"Remove {len(parked_rows)} messages that were never sent?", abort=True)
+    chosen = [one.row.message.id for one in parked_rows]
+    typer.echo(f"{run_async(lambda: _purge(application, chosen))} removed")
+
+
+async def _parked(app: Reliamq, ids: Sequence[str] | None) -> Sequence[ParkedRow]:
+    async with app.outbox_store() as store:
+        rows = await store.parked(limit=MOST)
+    return rows if ids is None else _chosen(ids, rows)
+
+
+async def _purge(app: Reliamq, ids: Sequence[str]) -> int:
+    """Those that were counted: others may have been parked since."""
+    async with app.outbox_store() as store:
+        return await store.purge(ids)
+
+
+def _whole(one: ParkedRow) -> dict[str, object]:
+    message = one.row.message
+    return {
+        "message": message.id,
+        "topic": message.topic,
+        "type": message.type,
+        "source": message.source,
+        "time": message.time.isoformat(),
+        "key": None if message.key is None else message.key.decode(errors="backslashreplace"),
+        "sequence": message.sequence,
+        "attempts": one.row.attempts,
+        "parked_at": _written(one.parked_at),
+        "error": one.error,
+        "headers": dict(message.headers),
+        "body": message.body.decode(errors="backslashreplace"),
+    }
 
 
 @commands.command()
@@ -172,7 +232,9 @@ def _written(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _check_ids(ids: Sequence[str], rows: Sequence[ParkedRow]) -> None:
-    there = {one.row.message.id for one in rows}
+def _chosen(ids: Sequence[str], rows: Sequence[ParkedRow]) -> Sequence[ParkedRow]:
+    """The rows of these messages.  Exits with 2 where one is not there."""
+    there = {one.row.message.id: one for one in rows}
     if missing := [one for one in dict.fromkeys(ids) if one not in there]:
         refuse(f"there is no parked row of message {', '.join(missing)}; nothing was done")
+    return [there[one] for one in dict.fromkeys(ids)]

@@ -14,7 +14,21 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Integer, Select, bindparam, case, delete, func, or_, select, text, union_all, update
+from sqlalchemy import (
+    Delete,
+    Integer,
+    Select,
+    Update,
+    bindparam,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import aliased
 
@@ -145,15 +159,21 @@ class SqlOutboxStore:
 
     async def requeue(self, message_ids: Sequence[str] | None) -> int:
         """See :meth:`reliamq.spi.OutboxStore.requeue`."""
-        change = update(row).where(row.parked_at.is_not(None)).values(parked_at=None, attempts=0, available_at=0.0)
+        return await self._change_parked(update(row).values(parked_at=None, attempts=0, available_at=0.0), message_ids)
+
+    async def purge(self, message_ids: Sequence[str] | None) -> int:
+        """See :meth:`reliamq.spi.OutboxStore.purge`."""
+        return await self._change_parked(delete(row), message_ids)
+
+    async def _change_parked(self, change: Update | Delete, message_ids: Sequence[str] | None) -> int:
+        """One transaction: all, or nothing."""
+        change = change.where(row.parked_at.is_not(None))
+        parts = [change]
+        if message_ids is not None:
+            starts = range(0, len(message_ids), CHUNK)
+            parts = [change.where(row.message_id.in_(message_ids[start : start + CHUNK])) for start in starts]
         async with self._engine.begin() as connection:
-            if message_ids is None:
-                return int((await connection.execute(change)).rowcount)
-            done = 0
-            for start in range(0, len(message_ids), CHUNK):
-                chosen = change.where(row.message_id.in_(message_ids[start : start + CHUNK]))
-                done += int((await connection.execute(chosen)).rowcount)
-            return done
+            return sum([int((await connection.execute(part)).rowcount) for part in parts])
 
     # --- sent rows -------------------------------------------------------------------------------------------------
 

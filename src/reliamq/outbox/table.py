@@ -26,6 +26,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects.mysql import MEDIUMTEXT
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
@@ -73,7 +74,7 @@ class _MessageColumns:
     time: Mapped[str] = mapped_column(String(40))
     content_type: Mapped[str] = mapped_column(String(255))
     only_group: Mapped[str | None] = mapped_column(String(255))
-    headers: Mapped[str | None] = mapped_column(Text(2**24))
+    headers: Mapped[str | None] = mapped_column(Text().with_variant(MEDIUMTEXT(), *MYSQL))
     body: Mapped[bytes] = mapped_column(LargeBinary(2**24))
 
 

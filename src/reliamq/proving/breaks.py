@@ -179,6 +179,10 @@ class ForgetfulOutbox:
         """As it is."""
         return await self._store.requeue(message_ids)
 
+    async def purge(self, message_ids: Sequence[str] | None) -> int:
+        """As it is."""
+        return await self._store.purge(message_ids)
+
     async def kept(
         self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
     ) -> KeptWindow:

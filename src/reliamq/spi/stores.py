@@ -148,6 +148,10 @@ class OutboxStore(Protocol):
         """Make parked rows wait for sending again, attempts from 0; ``None``: all.  Returns how many."""
         ...
 
+    async def purge(self, message_ids: Sequence[str] | None) -> int:
+        """Remove parked rows for good, unsent; ``None``: all.  Returns how many."""
+        ...
+
     async def kept(
         self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
     ) -> KeptWindow:
