@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+import uuid
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ from reliamq_redis.catalog.names import LaneKeys, stream_of
 from reliamq_redis.consuming.subscription import open_subscription
 from reliamq_redis.publisher import open_publisher
 from reliamq_redis.settings import RedisSettings
-from tests.brokers.application import Order, eventually, make_app, publish, working
+from tests.brokers.application import Order, Service, eventually, make_app, publish, wait_until, working
 from tests.brokers.conftest import on_redis
 from tests.redis.steps import LEASE, bodies, declare, drain, message, outcomes_of, publishing, soon
 from tests.servers.redis import RedisServers
@@ -125,6 +127,25 @@ async def test_a_member_that_lost_its_lane_changes_nothing_in_it(
             primary.hincrby(LaneKeys(topic, 0, "g").state, "token", 1)  # as whoever takes it does
         assert list(await late.settle([Ack(stale)])) == [Ack(stale)]
     assert bodies(await drain(settings, topic, 1)) == {b"contested": 1}
+
+
+def test_a_handler_at_three_times_its_lease_runs_once_and_again_soon_after_its_worker_was_killed(
+    servers: RedisServers, tmp_path: Path
+) -> None:
+    """C2 C7"""
+    lease, service = 3, Service(on_redis(servers), tmp_path, f"test-{uuid.uuid4()}")
+    service.publish({"number": 0, "account": "slow", "seconds": 1_000})
+    with service.worker(RELIAMQ_WORKER__LEASE=f"{lease}s") as worker:
+        wait_until(lambda: service.lines("started") == [0])
+        with service.worker(RELIAMQ_WORKER__LEASE=f"{lease}s", SERVICE_HURRY="yes"):
+            time.sleep(3 * lease)
+            assert service.lines("started") == [0]
+            worker.kill()
+            killed_at = time.monotonic()
+            wait_until(lambda: service.lines("done") == [0])
+            assert time.monotonic() - killed_at < lease + 5
+
+    assert service.lines("started") == [0, 0]
 
 
 async def test_a_primary_that_is_killed_and_started_again_costs_no_effect(

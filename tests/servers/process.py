@@ -18,6 +18,7 @@ import psutil
 __all__ = ["ServerDidNotStart", "ServerProcess", "wait_until"]
 
 STOP_SECONDS = 30.0
+LOOKS = 10  # in a row at which a server is not there, until it is taken for dead
 
 
 class ServerDidNotStart(RuntimeError):
@@ -81,6 +82,16 @@ class ServerProcess:
         """SIGCONT."""
         self._send(signal.SIGCONT)
 
+    @property
+    def state(self) -> str:
+        """What its file and the system say of its process."""
+        try:
+            number = self._pid_file.read_text().strip()
+            process = psutil.Process(int(number))
+            return f"process {number} is {process.status()} in {process.cwd()} since {process.create_time():.0f}"
+        except (OSError, ValueError, psutil.Error) as error:
+            return f"{error!r}"
+
     def last_words(self, characters: int = 4000) -> str:
         """The end of its log."""
         log = self.folder / "log"
@@ -113,10 +124,13 @@ class ServerProcess:
 def wait_until(ready: Callable[[], bool], seconds: float, servers: Sequence[ServerProcess]) -> None:
     """Call ``ready`` until it is true.  Raises ServerDidNotStart when a server ended or time is over."""
     deadline = time.monotonic() + seconds
+    looks = dict.fromkeys(servers, 0)
     while not ready():
-        dead = [server for server in servers if not server.running]
+        # Once is not enough: on a busy machine a server that had just been started was not seen for a moment
+        looks = {server: 0 if server.running else looks[server] + 1 for server in servers}
+        dead = [server for server in servers if looks[server] >= LOOKS]
         if dead or time.monotonic() > deadline:
             blamed = dead or servers
-            words = "\n".join(f"--- {server.name}\n{server.last_words()}" for server in blamed)
+            words = "\n".join(f"--- {server.name}, {server.state}\n{server.last_words()}" for server in blamed)
             raise ServerDidNotStart(f"after {seconds:.0f} s or less: {[one.name for one in blamed]}\n{words}")
         time.sleep(0.2)
