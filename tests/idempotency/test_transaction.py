@@ -176,6 +176,7 @@ async def test_an_error_that_the_handler_caught_never_ends_as_a_mark_or_a_succes
     assert (await effects(engine), await marks(engine)) == (0, 0)
 
 
+@pytest.mark.xdist_group("mariadb")
 async def test_a_deadlock_that_the_handler_caught_never_ends_as_a_part_of_the_effect(mariadb_url: str) -> None:
     """I2: MariaDB and MySQL undo the whole transaction, and take what comes after it for a new one."""
     async with open_engine(mariadb_url) as engine:
