@@ -208,7 +208,11 @@ class Reliamq:
             self._locks = await once_there(
                 self.backend, lambda: stack.enter_async_context(open_locks(self.settings)), patience=patience
             )
-            self._publisher = await stack.enter_async_context(open_publisher(self.backend, self.settings.publisher))
+            self._publisher = await once_there(
+                self.backend,
+                lambda: stack.enter_async_context(open_publisher(self.backend, self.settings.publisher)),
+                patience=patience,
+            )
             self._stack = stack.pop_all()
         return self
 
