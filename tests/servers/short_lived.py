@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
-import signal
 import subprocess
 import sys
 import time
@@ -72,4 +71,4 @@ def serve(
 
 def _stop_with_parent(stop: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, stop or signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, stop)

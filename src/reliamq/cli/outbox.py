@@ -94,12 +94,7 @@ def requeue(
 @commands.command()
 def show(message_id: str, app: App) -> None:
     """Show one parked row whole: body, headers, what the broker said."""
-
-    async def work() -> Sequence[ParkedRow]:
-        async with load_app(app).outbox_store() as store:
-            return _chosen([message_id], await store.parked(limit=MOST))
-
-    for found in run_async(work):
+    for found in run_async(lambda: _parked(load_app(app), [message_id])):
         typer.echo(json.dumps(_whole(found), indent=2))
 
 
