@@ -328,6 +328,26 @@ async def test_an_application_does_not_start_where_messages_get_lost_or_are_refu
     await start(pair, orders)
 
 
+async def test_a_start_waits_for_the_replica_of_a_primary_that_was_just_restarted(
+    pair: OwnPair, orders: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S3; a supervisor would start it again and again otherwise, and each time it would say that messages get lost."""
+    pair.replica.process.kill()
+    pair.primary.process.kill()
+    pair.primary.process.start()
+    wait_until(pair.primary.answers, 30, [pair.primary.process])
+    caplog.set_level(logging.WARNING, "reliamq.app")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start, pair, orders)
+        with anyio.fail_after(10):
+            while "waiting for the broker" not in caplog.text:
+                await anyio.sleep(0.05)
+        pair.replica.process.start()
+
+    assert "replicas online is 0" in caplog.text
+
+
 # --- on the disk ------------------------------------------------------------------------------------------------------
 
 
@@ -1146,6 +1166,20 @@ def test_a_replica_that_is_silent_or_not_online_does_not_count() -> None:
         (RISKS, "replicas online", found),
         (RISKS, "failover", "a confirmation waits for 1 of 2 replicas"),
     ]
+
+
+def test_a_primary_without_its_replicas_is_waited_for_while_they_may_be_coming() -> None:
+    """There were replicas, or it was just started: then it does not know yet."""
+
+    def are_coming(server: Server, known: set[tuple[str, int]]) -> list[bool]:
+        faults = copies_faults(Copies(server, frozenset(known), {}), NOWHERE, REPLICATED, Commands(NOWHERE))
+        return [one.passing for one in faults if one.setting == "replicas online"]
+
+    alone = replace(SERVER, info={name: value for name, value in INFO.items() if not name.startswith("slave")})
+    started = replace(alone, info={**alone.info, "uptime_in_seconds": 3})
+    assert are_coming(replace(alone, info={**alone.info, "uptime_in_seconds": 3600}), set()) == [False]
+    assert are_coming(replace(alone, info={**alone.info, "uptime_in_seconds": 3600}), {("b", 1)}) == [True]
+    assert are_coming(started, set()) == [True]
 
 
 def test_a_replica_that_keeps_nothing_counts_where_no_disk_is_waited_for() -> None:

@@ -241,10 +241,15 @@ class RabbitmqCluster(Cluster):
     def _nothing_lacks(self) -> bool:
         """Whether every queue would survive the loss of one node, unless it is made to be on fewer than three."""
         try:
-            critical = {queue for url in self.management_urls for queue in _critical_queues(url)}
+            critical = self.critical_queues()
             return not critical or critical <= self._small_queues()
         except OSError:
             return False
+
+    def critical_queues(self) -> set[Queue]:
+        """Those that would be lost with one more node.  Raises OSError where a node that runs does not answer."""
+        urls = [url for node, url in zip(self.nodes, self.management_urls, strict=True) if node.running]
+        return {queue for url in urls for queue in _critical_queues(url)}
 
     def _small_queues(self) -> set[Queue]:
         queues = self.call("queues?columns=vhost,name,arguments")

@@ -189,7 +189,7 @@ class Reliamq:
 
     async def __aenter__(self) -> Self:
         """Connect, declare, audit, open the publisher.  A networked broker that cannot be reached is waited for, up to
-        ``start_deadline``.
+        ``start_deadline``, and so are servers of it that were restarted and are catching up.
 
         Raises DurabilityError with all findings (S3), BrokerUnavailable, ConfigurationError.  Cancelled: all is closed
         again.

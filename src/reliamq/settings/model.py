@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     leases: URL of where ``effects="lease"`` and locks are kept (a Redis); None: in the database.
     durability: what the broker must offer before the application starts; None: replicated on networked brokers, else
         the backend's best.
-    start_deadline: how long a networked broker that cannot be reached is waited for at the start.
+    start_deadline: how long a networked broker that cannot be reached, or is catching up, is waited for at the start.
     source: CloudEvents source of what is published.
     backends: a section for each backend, checked by the backend.
     Raises ConfigurationError naming each wrong setting, where it came from and what it must be.

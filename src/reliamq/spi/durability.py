@@ -95,6 +95,7 @@ class Finding:
     found, required: the live value and the least that is safe, as text.
     why: how messages get lost by it.
     fix: what to do about it.
+    passing: whether it passes by itself as a rule, as while a server that was restarted is catching up: a start waits.
     """
 
     severity: Severity
@@ -105,6 +106,7 @@ class Finding:
     why: str
     fix: str
     promise: str = field(default="S2")
+    passing: bool = field(default=False)
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.setting} is {self.found}, required {self.required}. {self.why} {self.fix}"

@@ -124,6 +124,11 @@ class DurabilityError(ReliamqError):
         lines = "\n".join(f"  - {finding}" for finding in findings)
         super().__init__(f"the broker would lose messages as it is configured:\n{lines}")
 
+    @property
+    def passing(self) -> bool:
+        """Whether all of it passes by itself as a rule, so that it is worth waiting for."""
+        return all(finding.passing for finding in self.findings)
+
 
 class PublishError(ReliamqError):
     """A message was not confirmed.

@@ -240,7 +240,8 @@ def _state_findings(
         why = "Nothing can be published to them or read from them until a replica that was in sync is back."
         fix = f"Start {_brokers(headless)}; never elect another replica as leader: it does not have all."
         severity = weighed(Severity.LOSES, durability)
-        yield Finding(severity, subject, "leader", f"none ({_numbers(headless)})", "one of each", why, fix)
+        found = f"none ({_numbers(headless)})"
+        yield Finding(severity, subject, "leader", found, "one of each", why, fix, passing=True)
     # Kafka does not ask for more in-sync replicas than there are replicas.
     stopped = [part for part in partitions if len(part.in_sync) < min(least_in_sync, len(part.replicas))]
     lagging = [part for part in partitions if len(part.in_sync) < len(part.replicas) and part not in stopped]
@@ -258,7 +259,7 @@ def _state_findings(
             )
             required = f"all, and never below {least_in_sync}"
             severity = weighed(severity, durability)
-            yield Finding(severity, subject, "replicas in sync", found, required, why, fix)
+            yield Finding(severity, subject, "replicas in sync", found, required, why, fix, passing=True)
 
 
 def _brokers(partitions: Iterable[Partition]) -> str:

@@ -147,7 +147,8 @@ def _offline(count: int, away: Sequence[str], durability: Durability) -> Fault:
     else:
         severity, why = Severity.RISKS, "When a further member fails, publishing and handling may stop."
     fix = f"Start {', '.join(away)}; never delete the queue, or a member that is away."
-    return Fault(weighed(severity, durability), "members online", f"{online} of {count}", "all", why, fix)
+    found = f"{online} of {count}"
+    return Fault(weighed(severity, durability), "members online", found, "all", why, fix, passing=True)
 
 
 # --- what removes or refuses messages ---------------------------------------------------------------------------------

@@ -32,18 +32,21 @@ class Fault:
     required: str
     why: str
     fix: str
+    passing: bool = False
 
     def of(self, subject: str, names: Sequence[str] = ()) -> Finding:
         """The finding.  names: of the queues that have it; none where the subject says it."""
         found = f"{self.found} ({names_of(names)})" if names else self.found
-        return Finding(self.severity, subject, self.setting, found, self.required, self.why, self.fix)
+        return Finding(
+            self.severity, subject, self.setting, found, self.required, self.why, self.fix, passing=self.passing
+        )
 
 
 def findings_of(subject: str, faults: Iterable[tuple[str, Fault]]) -> list[Finding]:
     """One finding for all queues that have the same fault.  faults: by a queue's name."""
     alike: dict[tuple[object, ...], list[tuple[str, Fault]]] = {}
     for name, fault in faults:
-        key = (fault.severity, fault.setting, fault.found, fault.required, fault.why)
+        key = (fault.severity, fault.setting, fault.found, fault.required, fault.why, fault.passing)
         alike.setdefault(key, []).append((name, fault))
     return [_of_all(subject, those) for those in alike.values()]
 

@@ -99,13 +99,13 @@ def _info_faults(info: Mapping[str, str], server: Server, commands: Commands) ->
     fix = f"Start the nodes that are away; {commands.run(server.address, 'CLUSTER', 'NODES')}"
     if state != "ok":
         why = "A part of the data has no server, or most primaries are away: nothing can be published or handled."
-        yield Fault(Severity.LOSES, "cluster_state", str(state), "ok", why, fix)
+        yield Fault(Severity.LOSES, "cluster_state", str(state), "ok", why, fix, passing=True)
     failing = int(info.get("cluster_slots_fail", 0))  # those of nodes that are only suspected: see nodes
     if assigned < SLOTS or failing:
         why = "What is in those slots is out of reach, or lost with its server."
         mend = f"redis-cli --cluster fix {server.name}, once nobody can come back that has them."
         found = f"{assigned} assigned, {failing} of them failing"
-        yield Fault(Severity.LOSES, "slots", found, f"{SLOTS}, none failing", why, f"{fix}; then {mend}")
+        yield Fault(Severity.LOSES, "slots", found, f"{SLOTS}, none failing", why, f"{fix}; then {mend}", bool(failing))
     size = int(info.get("cluster_size", LEAST))
     if size < LEAST:
         why = "With fewer, one that is away leaves no majority, and no replica is ever made primary."

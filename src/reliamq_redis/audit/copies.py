@@ -20,7 +20,9 @@ from reliamq_redis.wire.servers import Address
 __all__ = ["Copies", "client_findings", "copies_faults", "known_replicas", "spread_findings"]
 
 SILENT_SECONDS = 10
-"""A replica that was not heard of for so long is as good as away: Redis' own ``min-replicas-max-lag``."""
+"""A replica that was not heard of for so long is as good as away: Redis' own ``min-replicas-max-lag``.  And one that is
+there connects to a primary that was restarted in less.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,12 @@ class Copies:
     def confirming(self) -> list[Replica]:
         """Those of them that can say that they have something: on their disks, where that is waited for."""
         return [one for one in self.online if not self._keeps_nothing(one)]
+
+    @property
+    def are_coming(self) -> bool:
+        """Whether some that are not online may be soon: a primary that was just started has forgotten its replicas."""
+        uptime = self.primary.number("uptime_in_seconds")
+        return len(self.online) < len(self.known) or (uptime is not None and uptime < SILENT_SECONDS)
 
     def _keeps_nothing(self, replica: Replica) -> bool:
         server = self.seen.get(replica.address)
@@ -100,7 +108,8 @@ def _few_faults(copies: Copies, settings: RedisSettings, durability: Durability)
     if away:
         names = names_of([name_of(one) for one in away])
         fix = f"Start {names}, or see its log. One that is gone for good: SENTINEL RESET, or CLUSTER FORGET."
-    yield Fault(weighed(severity, durability), "replicas online", copies.shown(), required, why, fix)
+    severity = weighed(severity, durability)
+    yield Fault(severity, "replicas online", copies.shown(), required, why, fix, passing=copies.are_coming)
 
 
 def _forgetting_faults(copies: Copies, settings: RedisSettings, durability: Durability) -> Iterator[Fault]:
@@ -138,7 +147,7 @@ def _refusal_faults(
         why = "Everything that is written is refused (NOREPLICAS), so nothing can be published or settled."
         found = f"{in_effect}, and {good} are there"
         fix = f"Start replicas, or: {change}"
-        yield Fault(Severity.LOSES, setting, found, "no more than are there", why, fix)
+        yield Fault(Severity.LOSES, setting, found, "no more than are there", why, fix, passing=copies.are_coming)
     elif in_effect < settings.replicas and copies.known:
         why = (
             "A primary that is cut off from its replicas, while one of them becomes primary, goes on taking "

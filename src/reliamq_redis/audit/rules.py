@@ -37,11 +37,14 @@ class Fault:
     required: str
     why: str
     fix: str
+    passing: bool = False
 
     def of(self, subject: str, names: Sequence[str] = ()) -> Finding:
         """The finding.  names: of the keys that have it; none where the subject says it."""
         found = f"{self.found} ({names_of(names)})" if names else self.found
-        return Finding(self.severity, subject, self.setting, found, self.required, self.why, self.fix)
+        return Finding(
+            self.severity, subject, self.setting, found, self.required, self.why, self.fix, passing=self.passing
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def findings_of(kind: str, faults: Iterable[tuple[str, Fault]]) -> Iterator[Find
     """One finding for all servers that have the same fault.  kind: of server, in the singular.  faults: by server."""
     alike: dict[tuple[object, ...], list[tuple[str, Fault]]] = {}
     for name, fault in faults:
-        key = (fault.severity, fault.setting, fault.found, fault.required, fault.why)
+        key = (fault.severity, fault.setting, fault.found, fault.required, fault.why, fault.passing)
         alike.setdefault(key, []).append((name, fault))
     for those in alike.values():
         fault, names = those[0][1], [name for name, _ in those]
