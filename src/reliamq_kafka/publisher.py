@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from aiokafka.errors import KafkaError
 
 from reliamq.spi import Message, Outcome, Rejection, RejectionReason
+from reliamq.spi.chains import Chains, fail, held_back, is_behind
 from reliamq_kafka.catalog.groups import Groups
 from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
 from reliamq_kafka.settings import KafkaSettings
@@ -47,14 +48,18 @@ class KafkaPublisher:
         count = self._counts.get(message.topic)
         return message.topic, -1 if count is None else self._partition(message, count)
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
         began = time.monotonic()
         outcomes: list[Outcome | None] = [None] * len(batch)
         places: list[tuple[int, Sending, PartitionQueue]] = []
         added: dict[PartitionQueue, list[Sending]] = {}
         facts, topic = None, ""
+        chains, place = Chains() if chained else None, None
         for index, message in enumerate(batch):
+            if chains is not None and is_behind(place := chains.join(message)):
+                outcomes[index] = held_back(message.id)
+                continue
             known = self._on_its_way(message) if self._doubtful else None
             if known is None:
                 if facts is None or message.topic != topic or message.only_group is not None:
@@ -63,13 +68,16 @@ class KafkaPublisher:
                         facts = await self._topics.of(topic, group=message.only_group, since=began, deadline=deadline)
                     except KafkaError as error:
                         facts, outcomes[index] = None, _unanswered(message, error)
+                        fail(place)
                         continue
                 rejection = _refusal(message, facts)
                 if rejection is not None or facts is None:
                     outcomes[index] = rejection or _unroutable(message, "is not there")
+                    fail(place)
                     continue
                 known = Sending(message.id, message.key, message.body, headers_of(message)), self._queue(message, facts)
                 added.setdefault(known[1], []).append(known[0])
+            known[0].take(place)
             places.append((index, *known))
         for queue, sendings in added.items():
             queue.add(sendings)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from reliamq.spi import BrokerUnavailable, Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
+from reliamq.spi.chains import send_in_waves
 from reliamq_rabbitmq.catalog.known_topics import KnownTopics, unroutable
 from reliamq_rabbitmq.catalog.names import group_exchange, routing_key
 from reliamq_rabbitmq.settings import RabbitmqSettings
@@ -54,8 +55,13 @@ class RabbitmqPublisher:
         except UnicodeEncodeError:  # it will be refused
             return message.topic
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
-        """Store a batch; see the contract."""
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+        """Store a batch; see the contract.
+
+        A confirm may come after that of the next message, so a chain's second message waits for the first one's.
+        """
+        if chained:
+            return await send_in_waves(lambda wave: self.send(wave, deadline=deadline), batch, deadline)
         shares: dict[int, dict[int, Message]] = {}
         for index, message in enumerate(batch):
             shares.setdefault(self._channel_of(message), {})[index] = message

@@ -24,6 +24,7 @@ from reliamq.spi import (
     Rejection,
     RejectionReason,
 )
+from reliamq.spi.chains import Chains, Place, fail, held_back, is_behind
 from reliamq_redis.catalog.names import lane_of, slot_of, stream_of
 from reliamq_redis.catalog.topics import TopicFacts, read_facts
 from reliamq_redis.scripts import script
@@ -36,6 +37,9 @@ from reliamq_redis.wire.servers import Address, Servers, open_servers
 __all__ = ["RedisPublisher", "open_publisher"]
 
 PUBLISH = script("publish")
+_Sending = tuple[Message, Place | None]
+NOT_TRIED = 0
+"""The script's answer for what is behind a message of its chain that was not stored."""
 ROUTES = 2
 """How many batches are under way at once: while one waits for the replicas, another is made."""
 REMEMBERED, LONGEST_REMEMBERED = 10_000, 256
@@ -71,15 +75,22 @@ class RedisPublisher:
                 self._slots[key] = known
         return known
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
         outcomes: dict[int, Outcome] = {}
-        shares: dict[tuple[int, Address], dict[int, Message]] = {}
+        chains = Chains() if chained else None
+        shares: dict[tuple[int, Address], dict[int, _Sending]] = {}
         for index, message in enumerate(batch):
-            place = await self._place(message, outcomes, index, deadline)
-            if place is not None:
-                shares.setdefault(place, {})[index] = message
-        sending = [self._send_share(*place, messages, outcomes, deadline) for place, messages in shares.items()]
+            place = None if chains is None else chains.join(message)
+            if is_behind(place):
+                outcomes[index] = held_back(message.id)
+                continue
+            way = await self._way(message, outcomes, index, deadline)
+            if way is not None:
+                shares.setdefault(way, {})[index] = message, place
+            else:
+                fail(place)
+        sending = [self._send_share(*way, messages, outcomes, deadline) for way, messages in shares.items()]
         if len(sending) == 1:
             await sending[0]
         else:
@@ -88,7 +99,7 @@ class RedisPublisher:
 
     # --- where to --------------------------------------------------------------------------------------------------
 
-    async def _place(
+    async def _way(
         self, message: Message, outcomes: dict[int, Outcome], index: int, deadline: float
     ) -> tuple[int, Address] | None:
         """Its route and server; None with an outcome, where it is not sent."""
@@ -140,7 +151,12 @@ class RedisPublisher:
     # --- sending ---------------------------------------------------------------------------------------------------
 
     async def _send_share(
-        self, route: int, address: Address, messages: dict[int, Message], outcomes: dict[int, Outcome], deadline: float
+        self,
+        route: int,
+        address: Address,
+        messages: Mapping[int, _Sending],
+        outcomes: dict[int, Outcome],
+        deadline: float,
     ) -> None:
         """What goes over one connection.  Cancelled: it is in doubt."""
         lanes, written = self._lanes(messages, outcomes), False
@@ -162,20 +178,24 @@ class RedisPublisher:
             outcomes |= lane.outcomes(unsafe if lane.durability is not Durability.DEVELOPMENT else "")
             self._learn(lane)
 
-    def _lanes(self, messages: Mapping[int, Message], outcomes: dict[int, Outcome]) -> Sequence[_Lane]:
+    def _lanes(self, messages: Mapping[int, _Sending], outcomes: dict[int, Outcome]) -> Sequence[_Lane]:
         """What goes to each stream; what no stream can hold has its outcome at once."""
         lanes: dict[str, _Lane] = {}
-        for index, message in messages.items():
+        for index, (message, place) in messages.items():
             facts = self._known[message.topic]
             stream = self._stream(message, facts)
             lane = lanes.get(stream) or lanes.setdefault(
                 stream, _Lane(self._settings, message.topic, stream, facts.durability)
             )
+            if is_behind(place):
+                outcomes[index] = held_back(message.id)
+                continue
             try:
-                lane.add(index, message)
+                lane.add(index, message, 0 if place is None else place.chain.number)
             except ValueError as error:
                 detail = f"Redis cannot hold it: {error}"
                 outcomes[index] = Rejection(message.id, RejectionReason.INVALID, detail, error)
+                fail(place)
         return [lane for lane in lanes.values() if lane.messages]
 
     async def _why_unsafe(self, pipe: Pipe, lanes: Sequence[_Lane], deadline: float) -> str:
@@ -204,7 +224,7 @@ class RedisPublisher:
         refused = [one for one in lane.answers if not isinstance(one, bytes)]
         if None in refused:
             self._facts.pop(lane.topic, None)
-        if any(one is not None and is_elsewhere(one) for one in refused):
+        if any(isinstance(one, Exception) and is_elsewhere(one) for one in refused):
             self._servers.forget()
 
     async def close(self) -> None:
@@ -217,7 +237,8 @@ class _Lane:
     """What one batch has for one stream.
 
     messages: by their places in the batch, in the order of ``arguments``, the script's.
-    answers: for each an entry's id, None where nobody would receive it, or the server's error.
+    answers: for each an entry's id, None where nobody would receive it, 0 where one before it in its chain was not
+    stored, or the server's error.
     """
 
     def __init__(self, settings: RedisSettings, topic: str, stream: str, durability: Durability) -> None:
@@ -227,15 +248,15 @@ class _Lane:
         self.arguments: list[Any] = []
         self.answers: list[Any] = []
 
-    def add(self, index: int, message: Message) -> None:
-        """Raises ValueError for one that cannot be written."""
+    def add(self, index: int, message: Message, chain: int) -> None:
+        """chain: its number; 0: it is in none.  Raises ValueError for one that cannot be written."""
         fields = fields_of(message)
         if len(fields) > MOST_FIELDS:
             raise ValueError(
                 f"with its headers it has {len(fields) // 2} fields, and there is room for {MOST_FIELDS // 2}"
             )
         encoded = [part.encode() if isinstance(part, str) else part for part in fields]
-        self.arguments += ((message.only_group or "").encode(), len(encoded), *encoded)
+        self.arguments += ((message.only_group or "").encode(), chain, len(encoded), *encoded)
         self.messages[index] = message
 
     def take(self, answer: Any) -> None:
@@ -264,6 +285,8 @@ class _Lane:
     def _outcome(self, message: Message, answer: Any, unsafe: str) -> Outcome:
         if answer is None:
             return _unroutable(message)
+        if answer == NOT_TRIED:
+            return held_back(message.id)
         if isinstance(answer, Exception):
             detail = f"the server refuses it: {explained(self._settings, answer)}"
             return Rejection(message.id, why_refused(answer), detail, answer)

@@ -67,9 +67,9 @@ class BombedPublisher(PassingPublisher):
         super().__init__(publisher)
         self._bomb = bomb
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         self._bomb.at("before send")
-        outcomes = await super().send(batch, deadline=deadline)
+        outcomes = await super().send(batch, deadline=deadline, chained=chained)
         self._bomb.at("after confirm")
         return outcomes
 

@@ -19,6 +19,7 @@ from reliamq import outbox
 from reliamq.database import open_engine, open_sync_engine
 from reliamq.outbox import Relay, SqlOutboxStore
 from reliamq.spi import Confirmation, Message, Outcome, Publisher
+from reliamq.spi.chains import Chains, Place, fail, held_back, is_behind
 from reliamq.topics import Topic
 from tests.databases import DRIVERS, KINDS, database_url
 
@@ -106,17 +107,22 @@ class Recorder:
         self.stored: list[Message] = []
         self.calls = 0
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         assert deadline > time.monotonic()
         self.calls += 1
         await anyio.lowlevel.checkpoint()
-        outcomes = []
-        for message in batch:
-            outcome = self.judge(message) or Confirmation(message.id)
-            if isinstance(outcome, Confirmation):
-                self.stored.append(message)
-            outcomes.append(outcome)
-        return outcomes
+        chains = Chains()
+        return [self._outcome(message, chains.join(message) if chained else None) for message in batch]
+
+    def _outcome(self, message: Message, place: Place | None) -> Outcome:
+        if is_behind(place):
+            return held_back(message.id)
+        outcome = self.judge(message) or Confirmation(message.id)
+        if isinstance(outcome, Confirmation):
+            self.stored.append(message)
+        else:
+            fail(place)
+        return outcome
 
     def numbers(self, account: str) -> list[int]:
         """What was stored of one account, in order, repetitions included."""

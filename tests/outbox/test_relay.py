@@ -124,11 +124,11 @@ async def test_relays_share_the_work_and_keep_each_keys_order(engine: AsyncEngin
     class Sharing(Recorder):
         """Goes on when all relays have something to send."""
 
-        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
             sending[recorders.index(self)].set()
             for one in sending:
                 await one.wait()
-            return await super().send(batch, deadline=deadline)
+            return await super().send(batch, deadline=deadline, chained=chained)
 
     recorders = [Sharing() for _ in range(3)]
     for recorder in recorders:
@@ -150,7 +150,7 @@ async def test_leases_shorter_than_a_send_repeat_messages_but_lose_no_order(
     together: list[Message] = []
 
     class Slow(Recorder):
-        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
             await anyio.sleep(0.03)
             together.extend(batch)
             return [Confirmation(message.id) for message in batch]
@@ -321,11 +321,11 @@ async def test_an_outage_burns_no_attempt_and_does_not_spin(
     back = False
 
     class Away(Recorder):
-        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
             self.calls += not back
             if outage == "unavailable" and not back:
                 raise BrokerUnavailable("memory://", "the test says so")
-            return await super().send(batch, deadline=deadline)
+            return await super().send(batch, deadline=deadline, chained=chained)
 
     def judge(message: Message) -> Outcome | None:
         if back:
@@ -391,10 +391,10 @@ async def test_a_stopping_relay_finishes_its_batch_and_frees_its_claim(
     sending, stop = anyio.Event(), anyio.Event()
 
     class Gated(Recorder):
-        async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
             sending.set()
             await stop.wait()
-            return await super().send(batch, deadline=deadline)
+            return await super().send(batch, deadline=deadline, chained=chained)
 
     recorder = Gated()
     async with anyio.create_task_group() as tasks:

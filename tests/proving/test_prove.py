@@ -24,7 +24,7 @@ BROKEN = [
 
 def prove(*arguments: str, timeout: float = 110, input: str | None = None) -> tuple[int, dict[str, int]]:
     done = subprocess.run([*PROVE, "--json", *arguments], capture_output=True, text=True, timeout=timeout, input=input)
-    print(done.stderr[-3000:])  # the last words of processes that ended by themselves, where the test fails
+    sys.stderr.write(done.stderr[-3000:])  # the last words of processes that ended by themselves, where the test fails
     assert done.returncode in (0, 1)
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 

@@ -28,7 +28,7 @@ class Backend:
     def route(self, message: Message) -> None:
         """One for all."""
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         self.batches.append([message.id for message in batch])
         await anyio.lowlevel.checkpoint()
         return self.answer(batch)
@@ -40,7 +40,7 @@ class Silent:
     def route(self, message: Message) -> None:
         """One for all."""
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         await anyio.sleep_forever()
         raise AssertionError
 
@@ -56,13 +56,13 @@ class Partitioned(Backend):
     def route(self, message: Message) -> bytes | None:
         return message.key
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         (key,) = {message.key for message in batch}
         assert key not in self.under_way, "two batches of one route at the same time"
         self.under_way.add(key)
         if key == self.stuck:
             await self.freed.wait()
-        outcomes = await super().send(batch, deadline=deadline)
+        outcomes = await super().send(batch, deadline=deadline, chained=chained)
         self.under_way.remove(key)
         return outcomes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reliamq.embedded.database import Database
@@ -17,6 +17,7 @@ from reliamq.embedded.opening import publishing_limit
 from reliamq.embedded.rows import LARGEST_MESSAGE, SIZE, columns_of, insert_messages
 from reliamq.embedded.schema import BEHIND, number_in_topic
 from reliamq.spi import Confirmation, Message, Outcome, Rejection, RejectionReason
+from reliamq.spi.chains import Chains, fail, held_back, is_behind, send_in_waves
 
 __all__ = ["EmbeddedPublisher"]
 
@@ -51,7 +52,7 @@ class EmbeddedPublisher:
     def route(self, message: Message) -> None:
         """All are stored in one file, one transaction after another."""
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Append a batch in one transaction; see the contract."""
         if not batch:
             return ()
@@ -60,7 +61,7 @@ class EmbeddedPublisher:
             limit = self._database.location.settings.max_bytes
             # Cancelled here: the transaction runs to its end all the same; whoever repeats it gets duplicates (P4)
             return await self._database.write(
-                lambda connection: _append(connection, batch, rows, limit),
+                lambda connection: _append(connection, batch, rows, limit, chained),
                 wakes=frozenset(message.topic for message in batch),
                 deadline=deadline,
             )
@@ -73,33 +74,39 @@ class EmbeddedPublisher:
                 raise
             if len(batch) == 1:
                 return (Rejection(batch[0].id, RejectionReason.INVALID, f"SQLite cannot store it: {error}", error),)
+            if chained:
+                return await send_in_waves(lambda wave: self.send(wave, deadline=deadline), batch, deadline)
             return [outcome for one in batch for outcome in await self.send((one,), deadline=deadline)]
 
 
 def _append(
-    connection: sqlite3.Connection, batch: Sequence[Message], rows: Sequence[Columns], max_bytes: int | None
+    connection: sqlite3.Connection,
+    batch: Sequence[Message],
+    rows: Sequence[Columns],
+    max_bytes: int | None,
+    chained: bool,
 ) -> list[Outcome]:
     with publishing_limit(connection, max_bytes):
-        return _append_by_topic(connection, batch, rows)
+        return _append_by_topic(connection, batch, rows, chained)
 
 
 def _append_by_topic(
-    connection: sqlite3.Connection, batch: Sequence[Message], rows: Sequence[Columns]
+    connection: sqlite3.Connection, batch: Sequence[Message], rows: Sequence[Columns], chained: bool
 ) -> list[Outcome]:
     by_topic: dict[str, list[int]] = {}
     for index, message in enumerate(batch):
         by_topic.setdefault(message.topic, []).append(index)
     if len(by_topic) == 1:
-        return _append_to_topic(connection, batch[0].topic, batch, rows)
+        return _append_to_topic(connection, batch[0].topic, batch, rows, chained)
     outcomes: dict[int, Outcome] = {}
     for topic, indexes in by_topic.items():
         messages, columns = [batch[i] for i in indexes], [rows[i] for i in indexes]
-        outcomes.update(zip(indexes, _append_to_topic(connection, topic, messages, columns), strict=True))
+        outcomes.update(zip(indexes, _append_to_topic(connection, topic, messages, columns, chained), strict=True))
     return [outcomes[index] for index in range(len(batch))]
 
 
 def _append_to_topic(
-    connection: sqlite3.Connection, topic: str, messages: Sequence[Message], rows: Sequence[Columns]
+    connection: sqlite3.Connection, topic: str, messages: Sequence[Message], rows: Sequence[Columns], chained: bool
 ) -> list[Outcome]:
     allocated = connection.execute(ALLOCATE, {"name": topic, "count": len(messages)}).fetchone()
     if allocated is None:
@@ -107,6 +114,8 @@ def _append_to_topic(
     topic_id, last, limit = allocated
     first = last - len(messages) + 1
     refused = _refusals(connection, topic, messages, rows, min(limit, LARGEST_MESSAGE))
+    if refused and chained:
+        refused |= _behind(messages, refused)
     numbered = [(seq, columns) for seq, columns in enumerate(rows, first) if seq - first not in refused]
     stored = insert_messages(connection, topic_id, numbered)
     if stored == len(messages):
@@ -130,6 +139,18 @@ def _refusals(
             detail = f"{columns[SIZE]} bytes are over the limit of {limit} of topic '{topic}'"
             refused[index] = Rejection(messages[index].id, RejectionReason.TOO_LARGE, detail)
     return refused
+
+
+def _behind(messages: Sequence[Message], refused: Mapping[int, Rejection]) -> dict[int, Rejection]:
+    """Those behind a refused one of their key."""
+    chains, behind = Chains(), dict[int, Rejection]()
+    for index, message in enumerate(messages):
+        place = chains.join(message)
+        if is_behind(place):
+            behind[index] = held_back(message.id)
+        elif index in refused:
+            fail(place)
+    return behind
 
 
 def _unroutable(message: Message, why: str) -> Rejection:

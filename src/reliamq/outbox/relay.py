@@ -1,8 +1,8 @@
 """The relay: claim, send, settle, again.
 
 A row leaves the table only after its confirm (O2); a crash anywhere sends the same message again with the same id (O4).
-Within a key nothing is sent behind a row that was not confirmed (O3).  A broker that is down costs waiting and no
-attempt (O5).
+Within a key nothing is stored behind a row that was not confirmed (O3): claims are sent *chained*.  A broker that is
+down costs waiting and no attempt (O5).
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
-from reliamq.spi import BrokerUnavailable, Confirmation, OutboxRow, OutboxStore, Publisher, Rejection
+from reliamq.spi import (
+    BrokerUnavailable,
+    Confirmation,
+    OutboxRow,
+    OutboxStore,
+    Outcome,
+    Publisher,
+    Rejection,
+    RejectionReason,
+)
 
 __all__ = ["Relay"]
 
@@ -99,58 +108,23 @@ class Relay:
         confirmed: list[OutboxRow] = []
         rejected: list[tuple[OutboxRow, Rejection]] = []
         try:
-            await self._send(rows, confirmed, rejected, deadline)
+            for one, outcome in zip(rows, await self._send(rows, deadline), strict=False):
+                if isinstance(outcome, Confirmation):
+                    confirmed.append(one)
+                elif isinstance(outcome, Rejection) and outcome.reason is not RejectionReason.BEHIND:
+                    rejected.append((one, outcome))
+                    logger.warning("row %d (%s) rejected: %s", one.position, one.message.id, outcome.detail)
         finally:
-            # Also when sending failed half-way: a confirm stays true, and the claim ends at once.
+            # Also when sending failed: the claim ends at once.
             await self._store.settle(self.name, confirmed=confirmed, rejected=rejected)
         judged = any(rejection.reason.judges_message for _, rejection in rejected)
         return bool(confirmed) or judged
 
-    async def _send(
-        self,
-        rows: Sequence[OutboxRow],
-        confirmed: list[OutboxRow],
-        rejected: list[tuple[OutboxRow, Rejection]],
-        deadline: float,
-    ) -> None:
-        stopped: set[tuple[str, bytes]] = set()
-        for wave in _waves(rows):
-            ready = [one for one in wave if _chain(one) not in stopped]
-            if not ready or time.monotonic() >= deadline:
-                return
-            outcomes = await self._publisher.send([one.message for one in ready], deadline=deadline)
-            for one, outcome in zip(ready, outcomes, strict=True):
-                if isinstance(outcome, Confirmation):
-                    confirmed.append(one)
-                    continue
-                chain = _chain(one)
-                if chain is not None:
-                    stopped.add(chain)
-                if isinstance(outcome, Rejection):
-                    rejected.append((one, outcome))
-                    logger.warning("row %d (%s) rejected: %s", one.position, one.message.id, outcome.detail)
-
-
-def _chain(one: OutboxRow) -> tuple[str, bytes] | None:
-    return None if one.message.key is None else (one.message.topic, one.message.key)
-
-
-def _waves(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:
-    """Split a claim so that no wave has two rows of one key: the second is sent when the first is known to be stored
-    (O3).
-    """
-    waves: list[list[OutboxRow]] = []
-    seen: dict[tuple[str, bytes], int] = {}
-    for one in rows:
-        chain = _chain(one)
-        number = 0
-        if chain is not None:
-            number = seen.get(chain, 0)
-            seen[chain] = number + 1
-        if number == len(waves):
-            waves.append([])
-        waves[number].append(one)
-    yield from waves
+    async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Sequence[Outcome]:
+        """None, where the database took so long that the rows may soon be others'."""
+        if time.monotonic() >= deadline:
+            return ()
+        return await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
 
 
 async def _sleep_unless(stop: anyio.Event, seconds: float) -> None:

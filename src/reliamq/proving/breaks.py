@@ -80,8 +80,8 @@ class _WatchedPublisher:
         self._publisher, self._ledger = publisher, ledger
         self.route = publisher.route
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
-        outcomes = await self._publisher.send(batch, deadline=deadline)
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+        outcomes = await self._publisher.send(batch, deadline=deadline, chained=chained)
         confirmed = [one.message_id for one in outcomes if isinstance(one, Confirmation)]
         if confirmed:
             self._ledger.write("confirmed", confirmed)

@@ -59,7 +59,7 @@ class Publisher(Protocol):
         """
         ...
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Store a batch and wait until each message's fate is known or the deadline passes.
 
         One outcome per message, in the order given (P2).
@@ -67,6 +67,8 @@ class Publisher(Protocol):
         Rejection: certainly not stored; may be forgotten or put right.
         InDoubt: may be stored; the caller repeats it with the same id (P4).
         Messages of one key are stored in the order given, across calls too (P5).
+        chained: and none is stored behind one of its key, in this call, that is not confirmed: those are rejected as
+        *behind* (O3).  See :mod:`reliamq.spi.chains`.
         Raises nothing for a message; BrokerUnavailable when none could be tried.
         Cancelled: every message not yet answered is in doubt.
         deadline: monotonic seconds (``time.monotonic()``); a client call is not cancelled to keep it.

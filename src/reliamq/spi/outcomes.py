@@ -54,11 +54,13 @@ class RejectionReason(StrEnum):
     """No room; the message itself is fine."""
     UNAVAILABLE = "unavailable"
     """The broker could not take it now (no connection, too few replicas) and certainly did not."""
+    BEHIND = "behind"
+    """Nobody tried: one before it with its key was not confirmed, and the call was to stop there."""
 
     @property
     def judges_message(self) -> bool:
         """True where the broker judged *this message*: only then does an outbox attempt count (O5)."""
-        return self not in (RejectionReason.STORAGE_FULL, RejectionReason.UNAVAILABLE)
+        return self not in (RejectionReason.STORAGE_FULL, RejectionReason.UNAVAILABLE, RejectionReason.BEHIND)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,10 +103,13 @@ class Stage:
         values: dict[str, Any] = {"durability": min(self.backend.capabilities.durability, Durability.REPLICATED)}
         return TopicSpec(self.topic, named, **(values | fields))
 
-    async def send(self, *messages: Message, within: timedelta | None = None) -> Sequence[Outcome]:
-        """Send one batch.  within: until its deadline; None: the test's patience."""
+    async def send(
+        self, *messages: Message, within: timedelta | None = None, chained: bool = False
+    ) -> Sequence[Outcome]:
+        """Send one batch.  within: until its deadline; None: the test's patience.  chained: as an outbox sends."""
+        deadline = time.monotonic() + (within or PATIENCE).total_seconds()
         async with self.backend.publisher() as publisher:
-            return await publisher.send(messages, deadline=time.monotonic() + (within or PATIENCE).total_seconds())
+            return await publisher.send(messages, deadline=deadline, chained=chained)
 
     async def publish(self, *messages: Message) -> None:
         """Send one batch, all of which must be confirmed."""

@@ -17,6 +17,7 @@ from typing import Protocol
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
+from reliamq.spi.chains import Place, fail, held_back, is_behind
 from reliamq.spi.closing import CLOSE_SECONDS
 from reliamq_kafka.wire.errors import Fate, fate_of
 from reliamq_kafka.wire.records import Headers
@@ -32,23 +33,33 @@ ONE_TO_BLAME = frozenset({RejectionReason.TOO_LARGE, RejectionReason.INVALID})
 class Sending:
     """One record on its way.  outcome: None until it is known.  handed: the client has it, or had it.
 
-    message_id: by which its outcome names it.  value: None removes the key from a compacted topic.
+    message_id: by which its outcome names it.  place: in a chain that must not go on behind it if it is not confirmed.
+    value: None removes the key from a compacted topic.
     timestamp: milliseconds, the same each time that it is written, so that what fitted into a batch once fits again.
     """
 
-    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "timestamp", "value", "waiters")
+    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "place", "timestamp", "value", "waiters")
 
     def __init__(self, message_id: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         self.message_id, self.key, self.value, self.headers = message_id, key, value, headers
         self.outcome: Outcome | None = None
+        self.place: Place | None = None
         self.handed, self.timestamp = False, 0
         self.waiters: list[Waiter] = []
 
     def conclude(self, outcome: Outcome) -> None:
         """Note what became of it and tell who waits."""
         self.outcome = outcome
+        if not isinstance(outcome, Confirmation):
+            fail(self.place)
         for waiter in self.waiters:
             waiter.one_less()
+
+    def take(self, place: Place | None) -> None:
+        """What is behind it in the chain of whoever sends it, perhaps again, hangs on it."""
+        self.place = place
+        if self.outcome is not None and not isinstance(self.outcome, Confirmation):
+            fail(place)
 
 
 class Waiter:
@@ -160,6 +171,9 @@ class PartitionQueue:
         size = batch.size()
         while self._waiting:
             sending = self._waiting[0]
+            if is_behind(sending.place):
+                self._waiting.popleft().conclude(held_back(sending.message_id))
+                continue
             sending.timestamp = now
             try:
                 fits = _append(batch, sending)
@@ -241,8 +255,9 @@ class PartitionQueue:
         middle = len(sendings) // 2
         first, second = sendings[:middle], sendings[middle:]
         await self._deliver(self._packed_again(first), first)
-        if all(is_judged(one.outcome) for one in first):
-            await self._deliver(self._packed_again(second), second)
+        if all(is_judged(one.outcome) or _is_behind(one.outcome) for one in first):
+            if second := _not_held_back(second):
+                await self._deliver(self._packed_again(second), second)
         else:
             self._waiting.extendleft(reversed(second))
             self._give_back_waiting()
@@ -275,9 +290,21 @@ def _append(batch: BatchBuilder, sending: Sending) -> bool:
     return metadata is not None
 
 
+def _not_held_back(sendings: Sequence[Sending]) -> Sequence[Sending]:
+    """The others are concluded: one before them in their chains is refused."""
+    for sending in sendings:
+        if is_behind(sending.place):
+            sending.conclude(held_back(sending.message_id))
+    return [sending for sending in sendings if sending.outcome is None]
+
+
 def is_judged(outcome: Outcome | None) -> bool:
     """Whether it needs no other attempt, so that what comes behind it may be stored."""
     return isinstance(outcome, Confirmation) or (isinstance(outcome, Rejection) and outcome.reason.judges_message)
+
+
+def _is_behind(outcome: Outcome | None) -> bool:
+    return isinstance(outcome, Rejection) and outcome.reason is RejectionReason.BEHIND
 
 
 def _unwritable(sending: Sending, error: Exception) -> Rejection:

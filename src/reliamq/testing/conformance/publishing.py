@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
 import anyio
 import pytest
 
-from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Rejection, RejectionReason
+from reliamq.spi import BrokerUnavailable, Confirmation, Durability, Outcome, Rejection, RejectionReason
 from reliamq.testing.harness import MOMENT, Stage, bodies, for_group, promise
 
+BEHIND = RejectionReason.BEHIND
 PROMPT = 5.0
 """Seconds in which an answer comes that waits for nothing."""
 
@@ -154,6 +156,52 @@ async def test_messages_of_a_key_are_stored_in_the_order_of_sending(stage: Stage
     for remainder in range(3):
         numbers = [int(one.message.body) for one in came if one.message.key == b"k%d" % remainder]
         assert numbers == list(range(remainder, 60, 3))
+
+
+@promise("P5")
+async def test_in_a_chain_nothing_is_stored_behind_a_rejected_message_of_its_key(stage: Stage) -> None:
+    """An outbox sends the rejected one again, and those behind it then (O3)."""
+    await stage.declare(max_message_bytes=1000)
+    first, large, behind, last = (stage.message(b"1" * size, key=b"k") for size in (1, 1001, 2, 3))
+    other, free = stage.message(key=b"other"), stage.message()
+
+    outcomes = await stage.send(first, large, other, behind, free, last, chained=True)
+
+    assert [one.message_id for one in outcomes] == [one.id for one in (first, large, other, behind, free, last)]
+    assert reasons(outcomes) == [None, RejectionReason.TOO_LARGE, None, BEHIND, None, BEHIND]
+    async with stage.member() as member:
+        assert {one.message.id for one in await member.handle(3)} == {first.id, other.id, free.id}
+        await member.nothing_comes()
+
+
+@promise("P5")
+async def test_a_chain_stops_at_what_no_group_would_receive_and_goes_on_when_it_is_sent_again(stage: Stage) -> None:
+    await stage.declare()
+    for_nobody = for_group(stage.message(key=b"k"), "nobody")
+    chain = [stage.message(b"0", key=b"k"), for_nobody, stage.message(b"1", key=b"k"), stage.message(b"2", key=b"k")]
+
+    assert reasons(await stage.send(*chain, chained=True)) == [None, RejectionReason.UNROUTABLE, BEHIND, BEHIND]
+    assert reasons(await stage.send(*chain[2:], chained=True)) == [None, None]
+
+    async with stage.member() as member:
+        assert bodies(await member.handle(3)) == [b"0", b"1", b"2"]
+
+
+@promise("P5")
+async def test_a_long_chain_is_stored_in_its_order(stage: Stage) -> None:
+    await stage.declare()
+    numbered = stage.numbered(100, key=b"k")
+
+    assert reasons(await stage.send(*numbered, chained=True)) == [None] * 100
+
+    async with stage.member() as member:
+        assert bodies(await member.handle(100)) == [str(number).encode() for number in range(100)]
+
+
+def reasons(outcomes: Sequence[Outcome]) -> list[RejectionReason | None]:
+    """Why each was rejected; None: it is confirmed."""
+    assert all(isinstance(one, Confirmation | Rejection) for one in outcomes), outcomes
+    return [one.reason if isinstance(one, Rejection) else None for one in outcomes]
 
 
 @promise("P6")

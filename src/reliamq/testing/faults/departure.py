@@ -27,14 +27,14 @@ __all__ = ["FAULTS"]
 
 
 class _OutcomesReversed(PassingPublisher):
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
-        outcomes = list(await self.inner.send(batch, deadline=deadline))
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+        outcomes = list(await self.inner.send(batch, deadline=deadline, chained=chained))
         return outcomes[::-1] if len(batch) > 2 else outcomes
 
 
 class _UnroutableConfirmed(PassingPublisher):
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
-        outcomes = await self.inner.send(batch, deadline=deadline)
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+        outcomes = await self.inner.send(batch, deadline=deadline, chained=chained)
         alone = outcomes[0] if len(batch) == 1 else None
         if isinstance(alone, Rejection) and alone.reason is RejectionReason.UNROUTABLE:
             return [Confirmation(alone.message_id)]
@@ -42,22 +42,29 @@ class _UnroutableConfirmed(PassingPublisher):
 
 
 class _HeadersDropped(PassingPublisher):
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
-        return await self.inner.send([replace(message, headers={}) for message in batch], deadline=deadline)
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+        return await self.inner.send(
+            [replace(message, headers={}) for message in batch], deadline=deadline, chained=chained
+        )
 
 
 class _MixedBatchesReversed(PassingPublisher):
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         keys = {message.key for message in batch}
         if len(keys) > 1 and None not in keys and len(batch) > len(keys):
-            outcomes = await self.inner.send(batch[::-1], deadline=deadline)
+            outcomes = await self.inner.send(batch[::-1], deadline=deadline, chained=chained)
             return outcomes[::-1]
+        return await self.inner.send(batch, deadline=deadline, chained=chained)
+
+
+class _ChainsIgnored(PassingPublisher):
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         return await self.inner.send(batch, deadline=deadline)
 
 
 class _TooLargeConfirmed(PassingPublisher):
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
-        outcomes = await self.inner.send(batch, deadline=deadline)
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+        outcomes = await self.inner.send(batch, deadline=deadline, chained=chained)
         return [
             Confirmation(one.message_id)
             if isinstance(one, Rejection) and one.reason is RejectionReason.TOO_LARGE
@@ -67,10 +74,10 @@ class _TooLargeConfirmed(PassingPublisher):
 
 
 class _DeadlineIgnored(PassingPublisher):
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         if deadline < time.monotonic() + 1:
             await anyio.sleep(30)
-        return await self.inner.send(batch, deadline=time.monotonic() + 1)
+        return await self.inner.send(batch, deadline=time.monotonic() + 1, chained=chained)
 
 
 def _survives_restart(capabilities: Capabilities) -> Capabilities:
@@ -95,6 +102,7 @@ FAULTS: dict[str, Fault] = {
     "headers dropped": Fault(breaks("P4"), publisher=_HeadersDropped),
     # The order in which a batch is stored is the order in which members get it.
     "mixed batches reversed": Fault(breaks("P5", "C3"), publisher=_MixedBatchesReversed),
+    "chains ignored": Fault(breaks("P5"), publisher=_ChainsIgnored),
     # The test of outcomes in a batch uses a message that is too large.
     "too large confirmed": Fault(breaks("P2", "P6"), publisher=_TooLargeConfirmed),
     "deadline ignored": Fault(breaks("P6"), publisher=_DeadlineIgnored),

@@ -33,9 +33,9 @@ class PassingPublisher:
         self.inner = publisher
         self.route = publisher.route
 
-    async def send(self, batch: Sequence[Message], *, deadline: float) -> Sequence[Outcome]:
+    async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Pass on."""
-        return await self.inner.send(batch, deadline=deadline)
+        return await self.inner.send(batch, deadline=deadline, chained=chained)
 
 
 class PassingStorage:
