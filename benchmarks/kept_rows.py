@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from reliamq import outbox
 from reliamq.database import open_engine
 from reliamq.outbox import OutboxMessage, SqlOutboxStore
-from reliamq.outbox.add import _columns
+from reliamq.outbox.table import columns_of
 from reliamq.topics import Topic
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ async def fill(engine: AsyncEngine, rows: int) -> None:
         numbers = range(start, min(start + 5_000, rows))
         messages = [orders.message(Order(number=n, account=f"a-{n % 1000}", amount=n % 97, text=TEXT)) for n in numbers]
         async with engine.begin() as connection:
-            await connection.execute(insert(OutboxMessage), [_columns(message) for message in messages])
+            await connection.execute(insert(OutboxMessage), [columns_of(message) for message in messages])
 
 
 async def timed(work: Awaitable[T], into: list[float]) -> T:

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -193,6 +193,71 @@ def test_a_driver_that_commits_by_itself_is_accepted_where_sqlalchemy_begins(sql
     engine.dispose()
 
 
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+@every_driver
+async def test_many_models_are_added_at_once_in_their_order(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        added = outbox.add_all(session, orders, (Order(account="a", number=number) for number in range(300)))
+
+    assert await ids(engine) == added
+
+
+async def test_of_many_models_none_is_added_when_one_is_invalid(engine: AsyncEngine) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        with pytest.raises(InvalidMessage, match="Stranger"):
+            outbox.add_all(session, orders, [Order(account="a", number=1), Stranger(account="a", number=2)])
+
+    assert await ids(engine) == []
+
+
+async def test_a_transaction_with_thousands_of_keys_leaves_the_others_their_locks(postgresql_url: str) -> None:
+    """PostgreSQL has room for 6,400 locks as it is installed."""
+    async with open_engine(postgresql_url) as engine:
+        await outbox.create_tables_async(engine)
+        async with AsyncSession(engine) as one, AsyncSession(engine) as other:
+            for session in (one, other):
+                every = "abcdefghij" if session is one else "klmnopqrst"
+                outbox.add_all(session, orders, (Order(account=f"{every}{number}", number=1) for number in range(200)))
+                await session.flush()
+                await session.commit()
+                outbox.add_all(session, orders, (Order(account=f"{every}-{n}", number=1) for n in range(8_000)))
+                await session.flush()
+                locks = await session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"))
+                assert locks == 256
+                await session.commit()
+
+
+@pytest.mark.parametrize("bulk_first", [True, False])
+async def test_a_bulk_and_a_single_add_of_one_key_wait_for_each_other(postgresql_url: str, bulk_first: bool) -> None:
+    """O3: positions follow commits, whichever kind of lock each takes."""
+    bulk = [Order(account=f"k{number}", number=1) for number in range(1_000)]
+    single = [Order(account="k7", number=2)]
+    async with open_engine(postgresql_url) as engine:
+        await outbox.create_tables_async(engine)
+        first, second = (bulk, single) if bulk_first else (single, bulk)
+        async with AsyncSession(engine) as holder, AsyncSession(engine) as waiter:
+            outbox.add_all(holder, orders, first)
+            await holder.flush()
+            outbox.add_all(waiter, orders, second)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(waiter.commit)
+                await anyio.sleep(0.3)
+                assert await _waiting_for_locks(engine) == 1
+                await holder.commit()
+        async with AsyncSession(engine) as session:
+            of_key = select(OutboxMessage.body).where(OutboxMessage.key == b"k7").order_by(OutboxMessage.position)
+            bodies = (await session.scalars(of_key)).all()
+        numbers = [Order.model_validate_json(body).number for body in bodies]
+        assert numbers == ([1, 2] if bulk_first else [2, 1])
+
+
+async def _waiting_for_locks(engine: AsyncEngine) -> int:
+    async with engine.connect() as connection:
+        return int(await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) or 0)
+
+
 # --- what could never be sent -----------------------------------------------------------------------------------------
 
 
@@ -307,7 +372,7 @@ async def test_an_unknown_or_asynchronous_connection_is_refused_with_what_to_do(
     own.close()
 
     async with await psycopg.AsyncConnection.connect(postgresql_url) as connection:
-        with pytest.raises(ConfigurationError, match="AsyncSession"):
+        with pytest.raises(ConfigurationError, match="insert_async"):
             outbox.insert(connection, orders, Order(account="a", number=1))
     with pytest.raises(ConfigurationError, match=r"outbox\.add"):
         outbox.insert(object(), orders, Order(account="a", number=1))

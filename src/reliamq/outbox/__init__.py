@@ -5,7 +5,8 @@
 ``target_metadata``.
 """
 
-from reliamq.outbox.add import add as add, insert as insert
+from reliamq.outbox.add import add as add, add_all as add_all
+from reliamq.outbox.insert import insert as insert, insert_async as insert_async
 from reliamq.outbox.relay import Relay as Relay
 from reliamq.outbox.sql import SqlOutboxStore as SqlOutboxStore
 from reliamq.outbox.table import (
@@ -15,3 +16,4 @@ from reliamq.outbox.table import (
     create_tables_async as create_tables_async,
     metadata as metadata,
 )
+from reliamq.outbox.waking import wake_relays as wake_relays

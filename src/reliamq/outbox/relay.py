@@ -7,6 +7,7 @@ down costs waiting and no attempt (O5).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from datetime import timedelta
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
+from reliamq.outbox.waking import Bell, ringing
 from reliamq.spi import (
     BrokerUnavailable,
     Confirmation,
@@ -39,8 +41,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 class Relay:
     """Sends what the outbox holds.  Run as many as you like, in as many processes.
 
-    batch: rows claimed at once.  poll: how long to sleep when nothing waits.  lease: after which a dead relay's rows
-    are free.
+    batch: rows claimed at once.  lease: after which a dead relay's rows are free.
+    poll: how long to sleep when nothing waits, unless a transaction of this process wakes it.
     deadline: how long a batch may wait for its confirms; at most half the lease counts, so that a live relay keeps it.
     clean_every: how often to look for kept rows whose window is over (O7); while there are more, after each batch.
     """
@@ -68,6 +70,10 @@ class Relay:
 
         Cancelled: what was sent and not settled is sent again, with the same ids, after the lease.
         """
+        with ringing() as bell:
+            await self._run(stop, bell)
+
+    async def _run(self, stop: anyio.Event, bell: Bell) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not stop.is_set():
             await self._clean()
@@ -80,12 +86,12 @@ class Relay:
                 logger.warning("the relay waits: %s", error)
                 went_well = False
             if not went_well:
-                await _sleep_unless(stop, pause)
+                await _sleep(pause, stop)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
             pause = FIRST_PAUSE_SECONDS
             if not rows:
-                await _sleep_unless(stop, self._poll)
+                await _sleep(self._poll, stop, bell)
 
     async def _clean(self) -> None:
         """Remove kept rows whose window is over: at most two for each that a batch sends, so that removing keeps up and
@@ -127,6 +133,11 @@ class Relay:
         return await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
 
 
-async def _sleep_unless(stop: anyio.Event, seconds: float) -> None:
-    with anyio.move_on_after(seconds):
-        await stop.wait()
+async def _sleep(seconds: float, *until: anyio.Event | Bell) -> None:
+    """Or shorter, until one of these comes."""
+    waiting = [asyncio.ensure_future(one.wait()) for one in until]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()

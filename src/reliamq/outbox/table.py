@@ -7,8 +7,10 @@ seconds since 1970.  Reading and writing them is left to ``add``, ``sql`` and ``
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -44,6 +46,7 @@ __all__ = [
     "OutboxReplay",
     "SentMessage",
     "bucket_of",
+    "columns_of",
     "create_tables",
     "create_tables_async",
     "metadata",
@@ -173,6 +176,23 @@ KEPT_TABLES = (metadata.tables[SentMessage.__tablename__], metadata.tables[Outbo
 
 KEY_LOCK_TABLE = metadata.tables[OutboxKeyLock.__tablename__]
 _ALWAYS = [table for table in metadata.sorted_tables if table not in (*KEPT_TABLES, KEY_LOCK_TABLE)]
+
+
+def columns_of(message: Message) -> dict[str, Any]:
+    """A new row's values, but for those that have defaults."""
+    return {
+        "message_id": message.id,
+        "bucket": bucket_of(message),
+        "topic": message.topic,
+        "key": message.key,
+        "type": message.type,
+        "source": message.source,
+        "time": message.time.isoformat(),
+        "content_type": message.content_type,
+        "only_group": message.only_group,
+        "headers": json.dumps(dict(message.headers)) if message.headers else None,
+        "body": message.body,
+    }
 
 
 def bucket_of(message: Message) -> int:

@@ -1,0 +1,84 @@
+"""Commit order within a key: what adds a message locks its key until the end of its transaction.
+
+PostgreSQL and MySQL draw a position at INSERT and show the row at COMMIT; without the lock two transactions of one key
+could commit in the other order, and a relay would send the later message first (O3).  A database with one writer needs
+none.  How: ``docs/decisions/0003-relay-order.md`` and ``0019-mysql.md``.
+
+Sorted, so that two flushes cannot block each other.  Two transactions that flush several times and take the same keys
+in another order can: the database ends one of them with a deadlock error, to be run again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Dialect, Integer, Select, func, select
+from sqlalchemy.dialects import postgresql
+
+from reliamq.database import MYSQL
+from reliamq.outbox.table import KEY_LOCKS, OutboxKeyLock
+from reliamq.spi import ConfigurationError
+
+__all__ = ["check_locked", "key_locks", "lock_number"]
+
+KEY_SPACE, SLOT_SPACE = 0x524C4D51, 0x524C4D52  # "RLMQ": keeps our advisory locks apart from the user's
+SLOTS = 256
+"""Shares of all keys, on PostgreSQL: who adds more keys than that locks all keys of their shares instead.  Its table of
+locks has room for 6,400 as it is installed (``max_locks_per_transaction``), for all transactions together.
+"""
+
+
+def lock_number(topic: str, key: bytes) -> int:
+    """Of a key, as a signed 32-bit integer; keys that share one wait for each other."""
+    return zlib.crc32(topic.encode() + b"\\0" + key) - 2**31
+
+
+def key_locks(numbers: Iterable[int], dialect: Dialect) -> Sequence[Select[Any]]:
+    """What locks these keys, in as many statements as the database needs; each gives at least one row."""
+    chosen = set(numbers)
+    if chosen and dialect.name == "postgresql":
+        return [_postgresql_locks(chosen)]
+    if dialect.name in MYSQL:
+        return _mysql_locks(chosen)
+    return []
+
+
+def _postgresql_locks(numbers: set[int]) -> Select[Any]:
+    """One statement: the share of a key is locked with others, the key alone; of many keys the shares alone.
+
+    In the order of the shares, then of the keys, in every transaction.
+    """
+    if len(numbers) == 1:
+        (number,) = numbers
+        shared = func.pg_advisory_xact_lock_shared(SLOT_SPACE, number % SLOTS)
+        return select(shared, func.pg_advisory_xact_lock(KEY_SPACE, number))
+    many = len(numbers) > SLOTS
+    wanted = {number % SLOTS for number in numbers} if many else numbers
+    unsorted = select(func.unnest(postgresql.array(sorted(wanted), type_=Integer)).label("number")).subquery()
+    slot = unsorted.c.number.op("&")(SLOTS - 1)
+    # The rows are sorted before their locks are taken, because a subquery's order is made below what selects from it
+    rows = select(unsorted.c.number, slot.label("slot")).order_by(slot, unsorted.c.number).subquery()
+    if many:
+        return select(func.pg_advisory_xact_lock(SLOT_SPACE, rows.c.slot))
+    return select(
+        func.pg_advisory_xact_lock_shared(SLOT_SPACE, rows.c.slot), func.pg_advisory_xact_lock(KEY_SPACE, rows.c.number)
+    )
+
+
+def _mysql_locks(numbers: set[int]) -> list[Select[Any]]:
+    """MySQL's own named locks (GET_LOCK) do not end with a transaction; row locks do.  One row after the other, because
+    a statement over several takes them in the order of its plan.
+    """
+    slots = sorted({number % KEY_LOCKS for number in numbers})
+    return [select(OutboxKeyLock.slot).where(OutboxKeyLock.slot == slot).with_for_update() for slot in slots]
+
+
+def check_locked(rows: int) -> None:
+    """rows: that a statement gave.  Raises ConfigurationError where it locked nothing."""
+    if not rows:
+        raise ConfigurationError(
+            f"table {OutboxKeyLock.__tablename__} lacks rows, so nothing would keep the order of a key; let "
+            "outbox.create_tables(engine) add them"
+        )
