@@ -22,6 +22,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
+from reliamq.spi.chains import Chains
 from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
 from reliamq_kafka.publisher import KafkaPublisher
 from reliamq_kafka.wire.partition_queue import ATTEMPTS, PartitionQueue, PartitionQueues, Sending, concluded
@@ -83,6 +84,45 @@ async def test_while_the_guilty_are_looked_for_nothing_is_stored_behind_what_is_
     found = await outcomes(producer, [10, 10, 10, 10])
 
     assert [type(one) for one in found] == [InDoubt, InDoubt, Rejection, Rejection]
+
+
+def chained(*keys: str) -> list[Sending]:
+    """Messages named by key and place, each in its key's chain."""
+    chains, sendings = Chains(), []
+    for key in keys:
+        place = chains.join(message("t", "", key))
+        sending = Sending(f"{key}{place.number if place else ''}", key.encode(), b"x" * 10, [])
+        sending.take(place)
+        sendings.append(sending)
+    return sendings
+
+
+async def test_behind_a_message_that_kafka_refuses_its_key_stops_and_the_others_are_stored() -> None:
+    """P5; halves until the guilty one is found, and then what is behind it in the other half is taken out."""
+    too_large = MessageSizeTooLargeError()
+    sendings = chained("a", "b", "b", "a", "c", "b")
+    producer = Producer(too_large, too_large, None, too_large, too_large)  # all; a0 b0 b1; a0; b0 b1; b0
+
+    found = await outcomes_of(producer, *sendings)
+
+    reasons = {one.message_id: one.reason for one in found if isinstance(one, Rejection)}
+    assert reasons == {"b0": RejectionReason.TOO_LARGE, "b1": RejectionReason.BEHIND, "b2": RejectionReason.BEHIND}
+    assert [type(one) for one in found] == [Confirmation, Rejection, Rejection, Confirmation, Confirmation, Rejection]
+    assert producer.stored == 3
+
+
+async def test_behind_a_message_of_an_earlier_batch_that_kafka_refuses_its_key_stops() -> None:
+    """P5"""
+    sendings = chained("b", "a", "b", "a")
+
+    found = await outcomes_of(Producer(MessageSizeTooLargeError()), *sendings, limit=10)
+
+    assert [getattr(one, "reason", None) for one in found] == [
+        RejectionReason.TOO_LARGE,
+        None,
+        RejectionReason.BEHIND,
+        None,
+    ]
 
 
 async def test_a_producer_that_cannot_be_made_again_leaves_nobody_waiting() -> None:
