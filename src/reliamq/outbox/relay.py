@@ -63,6 +63,7 @@ class Relay:
         self._batch, self._poll, self._lease = batch, poll.total_seconds(), lease
         self._patience = min(deadline.total_seconds(), lease.total_seconds() / 2)
         self._clean_every, self._clean_at = clean_every.total_seconds(), time.monotonic()
+        self._sending, self._backlog = asyncio.Lock(), asyncio.Event()
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     async def run(self, stop: anyio.Event) -> None:
@@ -71,27 +72,47 @@ class Relay:
         Cancelled: what was sent and not settled is sent again, with the same ids, after the lease.
         """
         with ringing() as bell:
-            await self._run(stop, bell)
+            loops = [asyncio.ensure_future(one) for one in (self._lead(stop, bell), self._help(stop))]
+            try:
+                await asyncio.gather(*loops)
+            finally:
+                for loop in loops:
+                    loop.cancel()
+                await asyncio.wait(loops)
 
-    async def _run(self, stop: anyio.Event, bell: Bell) -> None:
+    async def _lead(self, stop: anyio.Event, bell: Bell) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not stop.is_set():
             await self._clean()
-            try:
-                # Counted from before the claim: one who was paused after it must not send what is others' by now.
-                deadline = time.monotonic() + self._patience
-                rows = await self._store.claim(self.name, limit=self._batch, lease=self._lease)
-                went_well = await self._relay(rows, deadline)
-            except (SQLAlchemyError, BrokerUnavailable, OSError) as error:  # asyncpg's connect raises OSError
-                logger.warning("the relay waits: %s", error)
-                went_well = False
-            if not went_well:
+            relayed = await self._turn(self.name)
+            if relayed is None:
                 await _sleep(pause, stop)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
             pause = FIRST_PAUSE_SECONDS
-            if not rows:
+            if relayed == self._batch:
+                self._backlog.set()
+            elif not relayed:
                 await _sleep(self._poll, stop, bell)
+
+    async def _help(self, stop: anyio.Event) -> None:
+        """While one claim is not enough, be a second relay: the one talks to the database while the other one sends."""
+        while not stop.is_set():
+            self._backlog.clear()
+            await _sleep(None, stop, self._backlog)
+            while not stop.is_set() and await self._turn(f"{self.name}/2"):
+                pass
+
+    async def _turn(self, owner: str) -> int | None:
+        """Relay one claim: how many rows it had; None where waiting beats asking again.  owner: of the claim."""
+        try:
+            # Counted from before the claim: one who was paused after it must not send what is others' by now.
+            deadline = time.monotonic() + self._patience
+            rows = await self._store.claim(owner, limit=self._batch, lease=self._lease)
+            return len(rows) if await self._relay(owner, rows, deadline) else None
+        except (SQLAlchemyError, BrokerUnavailable, OSError) as error:  # asyncpg's connect raises OSError
+            logger.warning("the relay waits: %s", error)
+            return None
 
     async def _clean(self) -> None:
         """Remove kept rows whose window is over: at most two for each that a batch sends, so that removing keeps up and
@@ -107,7 +128,7 @@ class Relay:
         if removed < 2 * self._batch:
             self._clean_at = time.monotonic() + self._clean_every
 
-    async def _relay(self, rows: Sequence[OutboxRow], deadline: float) -> bool:
+    async def _relay(self, owner: str, rows: Sequence[OutboxRow], deadline: float) -> bool:
         """Send and settle one claim; False when the broker took nothing, so that waiting beats asking again."""
         if not rows:
             return True
@@ -122,19 +143,20 @@ class Relay:
                     logger.warning("row %d (%s) rejected: %s", one.position, one.message.id, outcome.detail)
         finally:
             # Also when sending failed: the claim ends at once.
-            await self._store.settle(self.name, confirmed=confirmed, rejected=rejected)
+            await self._store.settle(owner, confirmed=confirmed, rejected=rejected)
         judged = any(rejection.reason.judges_message for _, rejection in rejected)
         return bool(confirmed) or judged
 
     async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Sequence[Outcome]:
-        """None, where the database took so long that the rows may soon be others'."""
-        if time.monotonic() >= deadline:
-            return ()
-        return await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
+        """None, where it is so late that the rows may soon be others'.  One call at a time; see the contract."""
+        async with self._sending:
+            if time.monotonic() >= deadline:
+                return ()
+            return await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
 
 
-async def _sleep(seconds: float, *until: anyio.Event | Bell) -> None:
-    """Or shorter, until one of these comes."""
+async def _sleep(seconds: float | None, *until: anyio.Event | asyncio.Event | Bell) -> None:
+    """Or shorter, until one of these comes.  seconds: None: only until then."""
     waiting = [asyncio.ensure_future(one.wait()) for one in until]
     try:
         await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
