@@ -18,11 +18,13 @@ from pathlib import Path
 import pymysql
 
 from tests.servers.installing import program
-from tests.servers.short_lived import as_user, serve, user_for
+from tests.servers.short_lived import ShortLived, as_user, serve, user_for
 
 
 class MariadbServer:
-    """A running server.  folder: where its socket is."""
+    """A running server.  folder: where its socket is.  process: for whoever breaks it."""
+
+    process: ShortLived
 
     def __init__(self, folder: Path) -> None:
         self._socket = folder / "socket"
@@ -75,10 +77,11 @@ def run_mariadb() -> Iterator[MariadbServer]:
         command = [
             *(server_program, "--no-defaults", f"--datadir={data}", f"--socket={folder / 'socket'}"),
             *(f"--pid-file={folder / 'pid'}", "--skip-networking", "--character-set-server=utf8mb4"),
-            # Only clients are killed in the tests, never the machine: the server need not wait for the disk.
-            *("--innodb-flush-log-at-trx-commit=0", "--max-connections=200"),
+            # Processes are killed in the tests, never the machine: the server need not wait for the disk.
+            *("--innodb-flush-log-at-trx-commit=2", "--max-connections=200"),
         ]
-        with serve("MariaDB", command, folder, user, server.answers, signal.SIGTERM):
+        with serve("MariaDB", command, folder, user, server.answers, signal.SIGTERM) as process:
+            server.process = process
             yield server
     finally:
         shutil.rmtree(folder)

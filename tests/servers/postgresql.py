@@ -19,19 +19,29 @@ from pathlib import Path
 import psycopg
 
 from tests.servers.installing import program
-from tests.servers.short_lived import as_user, serve, user_for
+from tests.servers.short_lived import ShortLived, as_user, serve, user_for
 
 
 class PostgresqlServer:
-    """A running server.  folder: where its socket is."""
+    """A running server.  folder: where its socket is.  port: of 127.0.0.1, where it listens there.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    process: for whoever breaks it.
+    """
+
+    process: ShortLived
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self._folder, self.port = folder, port
         self._numbers = itertools.count(1)
 
-    def url(self, database: str) -> str:
-        """The URL of one of its databases."""
-        return f"postgresql://postgres@/{database}?host={self._folder}"
+    def url(self, database: str, port: int | None = None) -> str:
+        """The URL of one of its databases.  port: another one than its own, such as a proxy's."""
+        port = port or self.port
+        return (
+            f"postgresql://postgres@127.0.0.1:{port}/{database}"
+            if port
+            else f"postgresql://postgres@/{database}?host={self._folder}"
+        )
 
     @contextmanager
     def fresh_database(self) -> Iterator[str]:
@@ -77,8 +87,13 @@ def postgresql_15(_: Path) -> Path:
 
 
 @contextmanager
-def run_postgresql(programs: Callable[[Path], Path] = postgresql_18) -> Iterator[PostgresqlServer]:
-    """Start a server, stop it at the end, leave no file."""
+def run_postgresql(
+    programs: Callable[[Path], Path] = postgresql_18, *, port: int | None = None, **settings: str
+) -> Iterator[PostgresqlServer]:
+    """Start a server, stop it at the end, leave no file.  port: of 127.0.0.1; None: only its socket.
+
+    settings: of its own.
+    """
     folder = Path(tempfile.mkdtemp(prefix="reliamq-pg-"))  # short: a socket's path has at most 107 characters
     try:
         user, found, data = user_for(folder), programs(folder), folder / "data"
@@ -90,13 +105,15 @@ def run_postgresql(programs: Callable[[Path], Path] = postgresql_18) -> Iterator
             cwd=folder,
             stdout=subprocess.DEVNULL,
         )
-        with open(data / "postgresql.conf", "a") as settings:
-            # Only clients are killed in the tests, never the machine: the server need not wait for the disk.
-            settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\n")
-            settings.write("fsync = off\nmax_connections = 200\n")
-        server = PostgresqlServer(folder)
+        # Processes are killed in the tests, never the machine: the server need not wait for the disk.
+        chosen = {"unix_socket_directories": folder, "fsync": "off", "max_connections": "200", **settings}
+        chosen |= {"listen_addresses": "127.0.0.1" if port else "", **({"port": port} if port else {})}
+        with open(data / "postgresql.conf", "a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in chosen.items())
+        server = PostgresqlServer(folder, port)
         fast = signal.SIGINT  # PostgreSQL's "fast shutdown"
-        with serve("PostgreSQL", [found / "postgres", "-D", data], folder, user, server.answers, fast):
+        with serve("PostgreSQL", [found / "postgres", "-D", data], folder, user, server.answers, fast) as process:
+            server.process = process
             yield server
     finally:
         shutil.rmtree(folder)
