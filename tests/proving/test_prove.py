@@ -42,6 +42,18 @@ def test_under_fire_nothing_is_lost_doubled_or_reordered(tmp_path: Path) -> None
     assert "http" not in page.replace("http-equiv", "")
 
 
+# MariaDB's own differences are seen by the tests of the stores
+@pytest.mark.parametrize("fixture", ["postgresql_url", pytest.param("mariadb_url", marks=pytest.mark.slow)])
+def test_it_holds_on_a_database_server_too(request: pytest.FixtureRequest, fixture: str) -> None:
+    url: str = request.getfixturevalue(fixture)
+
+    code, counters = prove("--messages", "200", "--database", url)
+
+    assert code == 0
+    assert counters["kills"] >= 5
+    assert counters["committed"] == counters["effects"] == 190
+
+
 @pytest.mark.parametrize(("rule", "counter"), BROKEN)
 def test_a_broken_rule_is_caught(rule: str, counter: str) -> None:
     code, counters = prove("--break", rule, "--messages", "600", "--deadline", "5")
