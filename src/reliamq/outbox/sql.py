@@ -34,7 +34,7 @@ from sqlalchemy.orm import aliased
 
 from reliamq.database import MYSQL, READING, now_seconds
 from reliamq.outbox.sent import CHUNK, SentRows, chunks
-from reliamq.outbox.table import OutboxLease, OutboxMessage
+from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
 from reliamq.spi import ConfigurationError, KeptWindow, Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
 from reliamq.spi.messages import NO_HEADERS
 
@@ -84,7 +84,7 @@ class SqlOutboxStore:
                 .values(owner=relay, until=now_seconds() + lease.total_seconds())
             )
             replays = 0 if self._sent is None else await self._sent.replays(connection)
-            found = await connection.execute(*_first_rows(buckets, limit))
+            found = await connection.execute(*_first_rows(buckets, limit, connection.dialect.name))
             return [_outbox_row(one, replays) for one in found]
 
     async def _anything_to_send(self) -> bool:
@@ -97,7 +97,10 @@ class SqlOutboxStore:
         """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
         too.
         """
-        has_rows = _first_bucket(row.bucket >= lease_of.bucket).scalar_subquery() == lease_of.bucket
+        if self._engine.dialect.name in MYSQL:
+            has_rows = await _mysql_has_rows(connection)
+        else:
+            has_rows = _first_bucket(row.bucket >= lease_of.bucket).scalar_subquery() == lease_of.bucket
         free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
         query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
         buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
@@ -202,13 +205,16 @@ class SqlOutboxStore:
         return self._sent
 
 
-def _held_back() -> Any:
-    """Whether an earlier row of the same key waits for its retry (O3)."""
+def _held_back(bucket: Any = row.bucket) -> Any:
+    """Whether an earlier row of the same key waits for its retry (O3).
+
+    bucket: the row's, or a constant: MySQL uses the index on (bucket, available_at) whole with that alone.
+    """
     earlier = aliased(row, name="earlier")
     return (
         select(earlier.position)
         .where(
-            earlier.bucket == row.bucket,
+            earlier.bucket == bucket,
             earlier.parked_at.is_(None),
             text("earlier.available_at > 0"),  # as the partial index says it
             earlier.available_at > now_seconds(),
@@ -219,7 +225,8 @@ def _held_back() -> Any:
     )
 
 
-_may_go = (_waiting, row.available_at <= now_seconds(), ~_held_back())
+_due = (_waiting, row.available_at <= now_seconds())
+_may_go = (*_due, ~_held_back())
 
 
 def _first_bucket(*conditions: Any) -> Select[Any]:
@@ -231,25 +238,47 @@ def _first_bucket(*conditions: Any) -> Select[Any]:
     return select(row.bucket).where(*conditions, *_may_go).order_by(row.bucket, row.position).limit(1)
 
 
+async def _mysql_has_rows(connection: AsyncConnection) -> Any:
+    """Whether a bucket has rows that may go.  MySQL reads its index from the beginning for a range of an outer row, and
+    looks at every row of a bucket for those that are held back; so the second only where there are any.
+    """
+    somewhere = row.bucket.in_(range(BUCKETS))  # a range of the index for each
+    waiting = select(row.bucket).where(somewhere, _waiting, row.available_at > now_seconds()).limit(1)
+    may_go = _due if await connection.scalar(waiting) is None else _may_go
+    # Not EXISTS, of which it makes a join with the whole table
+    first = select(row.bucket).where(row.bucket == lease_of.bucket, *may_go).order_by(row.position).limit(1)
+    return first.scalar_subquery().is_not(None)
+
+
 @cache  # one for each number of buckets: making it anew costs more than the database's work
-def _first_rows_of(buckets: int) -> Select[Any]:
+def _first_rows_of(buckets: int, dialect: str) -> Select[Any]:
     """The first rows of so many buckets, each by the index: one ORDER BY over all would sort the whole backlog (O6).
 
+    MySQL sorts a whole bucket unless it is asked for with ``=``, and looks for each row of the table in an IN list.
     Parameters: bucket_0 and so on, share (most of one bucket), limit.
     """
     share, limit = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
     firsts = []
     for number in range(buckets):
         bucket = bindparam(f"bucket_{number}", type_=Integer)
-        first = select(row.position).where(row.bucket.between(bucket, bucket), *_may_go)  # a range, as above
-        firsts.append(select(first.order_by(row.bucket, row.position).limit(share).subquery()))
-    return select(row).where(row.position.in_(union_all(*firsts))).order_by(row.position).limit(limit)
+        if dialect in MYSQL:
+            first = select(row.position).where(row.bucket == bucket, *_due, ~_held_back(bucket))
+            first = first.order_by(row.position)
+        else:  # a range, as above
+            first = select(row.position).where(row.bucket.between(bucket, bucket), *_may_go)
+            first = first.order_by(row.bucket, row.position)
+        firsts.append(select(first.limit(share).subquery()))
+    union = union_all(*firsts)
+    if dialect in MYSQL:
+        chosen = union.subquery()
+        return select(row).join(chosen, chosen.c.position == row.position).order_by(row.position).limit(limit)
+    return select(row).where(row.position.in_(union)).order_by(row.position).limit(limit)
 
 
-def _first_rows(buckets: Sequence[int], limit: int) -> tuple[Select[Any], dict[str, int]]:
+def _first_rows(buckets: Sequence[int], limit: int, dialect: str) -> tuple[Select[Any], dict[str, int]]:
     share = limit if len(buckets) == 1 else FAIRNESS * limit // len(buckets) + 1
     chosen = {f"bucket_{number}": bucket for number, bucket in enumerate(buckets)}
-    return _first_rows_of(len(buckets)), {**chosen, "share": share, "limit": limit}
+    return _first_rows_of(len(buckets), dialect), {**chosen, "share": share, "limit": limit}
 
 
 def _outbox_row(found: Any, replays: int = 0) -> OutboxRow:
