@@ -79,13 +79,14 @@ class RedisPublisher:
         """Store a batch; see the contract."""
         outcomes: dict[int, Outcome] = {}
         chains = Chains() if chained else None
+        holders: dict[str, Address] = {}  # one for the whole call, though a failover may come: so a key keeps its order
         shares: dict[tuple[int, Address], dict[int, _Sending]] = {}
         for index, message in enumerate(batch):
             place = None if chains is None else chains.join(message)
             if is_behind(place):
                 outcomes[index] = held_back(message.id)
                 continue
-            way = await self._way(message, outcomes, index, deadline)
+            way = await self._way(message, outcomes, index, deadline, holders)
             if way is not None:
                 shares.setdefault(way, {})[index] = message, place
             else:
@@ -100,7 +101,12 @@ class RedisPublisher:
     # --- where to --------------------------------------------------------------------------------------------------
 
     async def _way(
-        self, message: Message, outcomes: dict[int, Outcome], index: int, deadline: float
+        self,
+        message: Message,
+        outcomes: dict[int, Outcome],
+        index: int,
+        deadline: float,
+        holders: dict[str, Address],
     ) -> tuple[int, Address] | None:
         """Its route and server; None with an outcome, where it is not sent."""
         facts = self._facts.get(message.topic)
@@ -114,9 +120,12 @@ class RedisPublisher:
             detail = f"{message.size} bytes (body, key and headers) are over the limit of {facts.max_message_bytes}"
             outcomes[index] = Rejection(message.id, RejectionReason.TOO_LARGE, f"{detail} of topic '{message.topic}'")
             return None
+        stream = self._stream(message, facts)
+        if stream in holders:
+            return self._slot(message) % ROUTES, holders[stream]
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                holder = await self._servers.holder(self._stream(message, facts))
+                holder = holders[stream] = await self._servers.holder(stream)
         except (*FAILURES, BrokerUnavailable) as error:
             outcomes[index] = _not_sent(self._settings, message, "nobody is known who holds its stream", error)
             return None

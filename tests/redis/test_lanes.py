@@ -11,6 +11,7 @@ import pytest
 
 from reliamq.spi import Ack, Confirmation, Delivery, Rejection, RejectionReason, Retry
 from reliamq_redis.catalog.names import LaneKeys, stream_of
+from reliamq_redis.consuming.membership import SHORTEST_LEASE_SECONDS
 from reliamq_redis.consuming.subscription import RedisSubscription, open_subscription
 from reliamq_redis.consuming.window import ROOM_BYTES
 from reliamq_redis.publisher import open_publisher
@@ -108,6 +109,37 @@ async def test_entries_whose_answer_got_lost_come_in_their_turn(servers: RedisSe
 
     assert [one.message.body for one in taken] == [b"%d" % number for number in range(30)]
     assert pending(servers, topic) == 0
+
+
+async def test_what_was_once_said_to_be_lost_does_not_come_back_by_a_late_answer(
+    servers: RedisServers, settings: RedisSettings
+) -> None:
+    """C2 C3: a server that stands still for longer than a lease and goes on.  Whoever works dropped the first message
+    of the key, because the lane may be another member's; the second must not start before it.
+    """
+    topic = await declare(settings, "g")
+    await publish(settings, topic, "0", "1", "2")
+    async with open_subscription(settings, topic, "g", timedelta(seconds=SHORTEST_LEASE_SECONDS)) as member:
+        first, second, third = await take(member, 3)
+        await anyio.sleep(0.1)
+        servers.primary.pause()
+        try:
+            while await member.extend([first, second, third]):
+                await anyio.sleep(0.05)
+            servers.primary.resume()  # and what was asked is answered: the lane has never been another's
+            for _ in range(500):
+                await anyio.sleep(0.001)
+                assert not member.may_start(second)
+                assert not await member.extend([second, third])
+        finally:
+            servers.primary.resume()
+
+        again: list[bytes] = []
+        while len(again) < 3:
+            came = await take(member, 1)
+            await member.settle([Ack(one) for one in came])
+            again += [one.message.body for one in came]
+        assert again == [b"0", b"1", b"2"]
 
 
 async def test_tokens_grow_also_where_a_failover_forgot_the_last_ones(

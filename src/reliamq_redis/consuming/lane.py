@@ -125,8 +125,12 @@ class Lane:
 
     @property
     def window(self) -> LaneWindow | None:
-        """What is here of it; None once somebody else may have it."""
-        return self._window if self._token and time.monotonic() < self._sure_until else None
+        """What is here of it; None once somebody else may have it, and then for good: who was told so has dropped what
+        it worked on, and an answer that comes late must not let it start what is behind that.
+        """
+        if self._token and time.monotonic() >= self._sure_until:
+            self.lose()
+        return self._window if self._token else None
 
     async def _acquire(self) -> _Grant | None:
         """Wait for it; None if it is no more wanted by then."""
@@ -183,7 +187,7 @@ class Lane:
             self.settled.set()
 
     def lose(self) -> None:
-        """It is another member's: let it be taken anew."""
+        """It is another member's, or may be: let it be taken anew."""
         self._token = 0
         self._ended.set()
 
