@@ -280,6 +280,7 @@ def test_outbox_status_of_an_empty_outbox(run: Run) -> None:
     done = run("outbox", "status", "--app", "orders:app", "--json")
 
     nothing = {"waiting": 0, "parked": 0, "oldest_seconds": None, "kept": 0, "kept_since": None}
+    nothing |= {"retrying": 0, "attempts": 0}
     assert json.loads(done.stdout) == nothing
 
 

@@ -262,7 +262,8 @@ async def test_a_rejected_row_counts_waits_is_parked_and_can_be_requeued(
 
     async with relaying(store, recorder):
         await until(lambda: attempts(1))
-        assert (await store.status()).parked == 0
+        status = await store.status()
+        assert (status.waiting, status.parked, status.retrying, status.attempts) == (2, 0, 1, 1)
         assert recorder.stored == []
         await make_due(engine)  # instead of the two seconds
         await until(lambda: _waiting(store, 0))

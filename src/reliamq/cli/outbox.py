@@ -40,6 +40,8 @@ def status(app: App, as_json: Json = False) -> None:
         typer.echo(json.dumps({**asdict(found), "kept_since": found.kept_since and _written(found.kept_since)}))
         return
     age = "" if found.oldest_seconds is None else f", the oldest for {found.oldest_seconds:.0f} s"
+    if found.retrying:
+        age += f", {found.retrying} of them rejected before, up to {found.attempts} times"
     kept = "" if found.kept_since is None else f"; {found.kept} sent ones kept, since {_written(found.kept_since)}"
     typer.echo(f"{found.waiting} waiting{age}; {found.parked} parked{kept}")
 

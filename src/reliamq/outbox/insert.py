@@ -16,7 +16,7 @@ from sqlalchemy.engine import Compiled
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from reliamq.outbox.connections import dialect_of, drivers_of, need_transaction
-from reliamq.outbox.key_locks import check_locked, key_locks, lock_number
+from reliamq.outbox.key_locks import check_locked, key_locks, lock_number, locked_position
 from reliamq.outbox.table import OutboxMessage, columns_of
 from reliamq.outbox.waking import wake_relays
 from reliamq.spi import ConfigurationError, Message, TransactionRequired
@@ -41,7 +41,7 @@ def insert(
     """Add ``model`` as a message for ``topic`` in the connection's transaction (O1): sqlite3's, psycopg's, PyMySQL's or
     Django's (``django.db.connection``, inside ``atomic()``).
 
-    Executes one INSERT, and one statement before it where the topic has keys.  Returns the message's id.
+    Executes one INSERT, and on MySQL one statement before it where the topic has keys.  Returns the message's id.
     Raises as :func:`reliamq.outbox.add`; TransactionRequired when the connection would commit it by itself;
     ConfigurationError for an unknown driver.
     """
@@ -109,11 +109,14 @@ def _of_django(connection: Any) -> Any:
 
 
 def _statements(message: Message, dialect: Dialect) -> Iterator[Statement]:
-    if message.key is not None:
+    columns = columns_of(message)
+    if message.key is not None and dialect.name == "postgresql":
+        columns["position"] = locked_position(lock_number(message.topic, message.key))
+    elif message.key is not None:
         for lock in key_locks([lock_number(message.topic, message.key)], dialect):
             compiled = lock.compile(dialect=dialect)
             yield str(compiled), _parameters(compiled), True
-    statement = insert_into(OutboxMessage).values(**columns_of(message)).compile(dialect=dialect)
+    statement = insert_into(OutboxMessage).values(**columns).compile(dialect=dialect)
     # Column defaults are part of the statement: constants as parameters, the database's clock as SQL.
     yield str(statement), _parameters(statement, attempts=0, available_at=0.0), False
 

@@ -14,14 +14,15 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Dialect, Integer, Select, func, select
+from sqlalchemy import ColumnElement, Dialect, Integer, Select, Text, case, cast, func, select
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import REGCLASS
 
 from reliamq.database import MYSQL
-from reliamq.outbox.table import KEY_LOCKS, OutboxKeyLock
+from reliamq.outbox.table import KEY_LOCKS, OutboxKeyLock, OutboxMessage
 from reliamq.spi import ConfigurationError
 
-__all__ = ["check_locked", "key_locks", "lock_number"]
+__all__ = ["check_locked", "key_locks", "lock_number", "locked_position"]
 
 KEY_SPACE, SLOT_SPACE = 0x524C4D51, 0x524C4D52  # "RLMQ": keeps our advisory locks apart from the user's
 SLOTS = 256
@@ -45,15 +46,23 @@ def key_locks(numbers: Iterable[int], dialect: Dialect) -> Sequence[Select[Any]]
     return []
 
 
+def locked_position(number: int) -> ColumnElement[int]:
+    """A position that is drawn when its key is locked, in one statement with the INSERT (PostgreSQL).
+
+    Only CASE has an order in which it is evaluated (PostgreSQL's documentation, "Expression Evaluation Rules").
+    """
+    shared = cast(func.pg_advisory_xact_lock_shared(SLOT_SPACE, number % SLOTS), Text)
+    alone = cast(func.pg_advisory_xact_lock(KEY_SPACE, number), Text)
+    table, column = OutboxMessage.__tablename__, OutboxMessage.position.key
+    drawn = func.nextval(cast(func.pg_get_serial_sequence(table, column), REGCLASS))
+    return case((shared.is_not(None), case((alone.is_not(None), drawn))))
+
+
 def _postgresql_locks(numbers: set[int]) -> Select[Any]:
     """One statement: the share of a key is locked with others, the key alone; of many keys the shares alone.
 
     In the order of the shares, then of the keys, in every transaction.
     """
-    if len(numbers) == 1:
-        (number,) = numbers
-        shared = func.pg_advisory_xact_lock_shared(SLOT_SPACE, number % SLOTS)
-        return select(shared, func.pg_advisory_xact_lock(KEY_SPACE, number))
     many = len(numbers) > SLOTS
     wanted = {number % SLOTS for number in numbers} if many else numbers
     unsorted = select(func.unnest(postgresql.array(sorted(wanted), type_=Integer)).label("number")).subquery()

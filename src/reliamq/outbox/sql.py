@@ -143,12 +143,15 @@ class SqlOutboxStore:
             func.count(),
             func.count(row.parked_at),
             now_seconds() - func.min(case((_waiting, row.created_at))),
+            func.count(case((_waiting & (row.attempts > 0), 1))),
+            func.max(case((_waiting, row.attempts))),
         ).select_from(row)
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
-            every, parked, oldest = (await connection.execute(query)).one()
+            every, parked, oldest, retrying, attempts = (await connection.execute(query)).one()
             kept, since = (0, None) if self._sent is None else await self._sent.count(connection)
-        return OutboxStatus(every - parked, parked, None if oldest is None else max(0.0, float(oldest)), kept, since)
+        age = None if oldest is None else max(0.0, float(oldest))
+        return OutboxStatus(every - parked, parked, age, kept, since, retrying, attempts or 0)
 
     async def parked(self, *, limit: int) -> Sequence[ParkedRow]:
         """See :meth:`reliamq.spi.OutboxStore.parked`."""

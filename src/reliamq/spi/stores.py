@@ -68,6 +68,7 @@ class OutboxStatus:
     clock.
 
     kept: sent rows that can be sent again.  kept_since: when the oldest of them was sent (O7).
+    retrying: waiting rows that the broker has rejected.  attempts: the most that one of them has had (O5).
     """
 
     waiting: int
@@ -75,6 +76,8 @@ class OutboxStatus:
     oldest_seconds: float | None
     kept: int = 0
     kept_since: datetime | None = None
+    retrying: int = 0
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
