@@ -1,6 +1,6 @@
 """The outbox on PostgreSQL, beside what a careful hand would write.
 
-    python -m benchmarks.outbox [relay|backlog|foreign|latency|adding] [ROWS]
+    python -m benchmarks.outbox [relay|backlog|foreign|latency|adding|notify] [ROWS]
 
 relay: from the table to Kafka, by two relays, beside the bare loop: it locks 500 rows that nobody else has (SKIP
 LOCKED), sends them all, waits for the confirms, deletes them, and keeps no order.  Rows of about 250 bytes, 1,000 keys,
@@ -9,6 +9,7 @@ backlog: reliamq's rate at ROWS and at ten thousand.
 foreign: beside a transaction of somebody else that is open all the while and keeps dead rows from being removed.
 latency: from the commit to the confirm, one message at a time: woken in the application's process, and by polling.
 adding: what a message costs a transaction of SQLAlchemy, beside a row with the same columns.
+notify: transactions a second of sixteen writers, without the trigger that tells relays, and with it.
 """
 
 from __future__ import annotations
@@ -235,7 +236,39 @@ async def one_transaction(engine: AsyncEngine, what: str, number: int) -> float:
     return time.perf_counter() - began
 
 
-PARTS = {part.__name__: part for part in (relay, backlog, foreign, latency, adding)}
+# --- what the trigger costs -------------------------------------------------------------------------------------------
+
+WRITERS = 16
+
+
+async def notify(cluster: KafkaCluster, url: str, engine: AsyncEngine, rows: int) -> None:
+    rates = Rates("notify")
+    for _ in range(ROUNDS):
+        await rates.take("without", written(url, rows // 10))
+        await outbox.create_notify_trigger_async(engine)
+        await rates.take("with", written(url, rows // 10))
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP TRIGGER reliamq_outbox_notify ON reliamq_outbox"))
+            await connection.execute(text("TRUNCATE reliamq_outbox"))
+    rates.show()
+
+
+async def written(url: str, rows: int) -> Reading:
+    numbers = iter(range(rows))
+
+    async def write() -> None:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            for number in numbers:
+                order = Order(number=number, account=f"a-{number}", amount=1, text="x" * 150)
+                await outbox.insert_async(connection, orders, order)
+                await connection.commit()
+
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*[write() for _ in range(WRITERS)])
+    return Reading(rows / (time.perf_counter() - began), (time.process_time() - cpu) / rows * 1e6)
+
+
+PARTS = {part.__name__: part for part in (relay, backlog, foreign, latency, adding, notify)}
 
 
 async def main(cluster: KafkaCluster, url: str, chosen: Sequence[str], rows: int) -> None:
@@ -249,5 +282,5 @@ if __name__ == "__main__":
     names, count = [one for one in sys.argv[1:] if one in PARTS], ROWS
     with suppress(ValueError, IndexError):
         count = int(sys.argv[-1])
-    with run_postgresql() as server, server.fresh_database() as database:
+    with run_postgresql(fsync="on") as server, server.fresh_database() as database:
         anyio.run(main, kafka_cluster(), database, names or ["relay", "latency", "adding"], count)

@@ -309,10 +309,13 @@ class Reliamq:
     async def run_relay(self, stop: anyio.Event, *, store: OutboxStore | None = None) -> None:
         """Send what the outbox holds until ``stop`` is set (O1–O8).  store: instead of the configured database's."""
         from reliamq.outbox import Relay
+        from reliamq.outbox.listening import listening
 
         async with AsyncExitStack() as stack:
             if store is None:
                 store = await stack.enter_async_context(self.outbox_store())
+            if self.settings.relay.listen:
+                await stack.enter_async_context(listening(self._database_url()))
             sender = await once_there(
                 self.backend, lambda: stack.enter_async_context(self.backend.publisher()), stop=stop
             )

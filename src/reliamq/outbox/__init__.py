@@ -7,6 +7,11 @@
 
 from reliamq.outbox.add import add as add, add_all as add_all
 from reliamq.outbox.insert import insert as insert, insert_async as insert_async
+from reliamq.outbox.listening import (
+    create_notify_trigger as create_notify_trigger,
+    create_notify_trigger_async as create_notify_trigger_async,
+    drop_notify_trigger as drop_notify_trigger,
+)
 from reliamq.outbox.relay import Relay as Relay
 from reliamq.outbox.sql import SqlOutboxStore as SqlOutboxStore
 from reliamq.outbox.table import (

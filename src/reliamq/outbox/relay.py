@@ -53,7 +53,7 @@ class Relay:
         publisher: Publisher,
         *,
         batch: int = 500,
-        poll: timedelta = timedelta(milliseconds=100),
+        poll: timedelta = timedelta(milliseconds=50),
         lease: timedelta = timedelta(seconds=15),
         deadline: timedelta = timedelta(seconds=30),
         clean_every: timedelta = timedelta(seconds=10),

@@ -80,10 +80,12 @@ class RelaySettings(_Section):
 
     batch: rows claimed at once.  poll: pause when nothing waits.  lease: after which a dead relay's rows are free.
     attempts: rejections of one row before it is parked (O5).  deadline: for the confirms of one batch.
+    listen: be told of new rows by PostgreSQL, besides polling; see ``outbox.create_notify_trigger``.
     """
 
     batch: int = Field(default=500, ge=1, le=MOST)
-    poll: Duration = Field(default=timedelta(milliseconds=100), gt=timedelta(0), le=DAY)
+    poll: Duration = Field(default=timedelta(milliseconds=50), gt=timedelta(0), le=DAY)
+    listen: bool = False
     lease: Duration = Field(default=timedelta(seconds=15), ge=SHORTEST_LEASE, le=DAY)
     attempts: int = Field(default=10, ge=1, le=MOST)
     deadline: Duration = Field(default=timedelta(seconds=30), gt=timedelta(0), le=DAY)
