@@ -12,11 +12,14 @@ from typing import Protocol
 
 import anyio
 import anyio.lowlevel
+from sqlalchemy import Table, delete, select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from reliamq.database import now_seconds
 from reliamq.spi import ConfigurationError, StoreUnavailable
 
-__all__ = ["Cleanable", "check_window", "run_cleaning"]
+__all__ = ["Cleanable", "check_window", "remove_expired", "run_cleaning"]
 
 logger = logging.getLogger("reliamq.idempotency")
 CHUNK = 500
@@ -41,6 +44,18 @@ async def run_cleaning(stores: Sequence[Cleanable], *, every: timedelta, stop: a
                 logger.warning("cleaning up processed ids waits: %s", error)
         with anyio.move_on_after(every.total_seconds()):
             await stop.wait()
+
+
+async def remove_expired(engine: AsyncEngine, table: Table, limit: int) -> int:
+    """Remove up to ``limit`` rows whose time is over, oldest first, by their index; how many.  One transaction."""
+    key, over = list(table.primary_key), table.c.expires_at <= now_seconds()
+    expired = select(*key).where(over).order_by(table.c.expires_at).limit(limit)
+    async with engine.begin() as connection:
+        # Several workers clean side by side, each other rows; and what is locked here is not renewed meanwhile
+        rows = [tuple(row) for row in await connection.execute(expired.with_for_update(skip_locked=True))]
+        if rows:
+            await connection.execute(delete(table).where(tuple_(*key).in_(rows)))
+    return len(rows)
 
 
 def check_window(keep: timedelta, longest_retry: timedelta, replay_horizon: timedelta) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, select, update
+from sqlalchemy import and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from reliamq.database import now_seconds
+from reliamq.idempotency.cleaning import remove_expired
 from reliamq.idempotency.tables import lease as table
 from reliamq.idempotency.versions import retry_on_conflict
 from reliamq.spi import LeaseGrant, LeaseState, ProcessedId
@@ -96,19 +97,7 @@ class SqlLeaseStore:
 
     async def clean(self, *, limit: int) -> int:
         """See :meth:`reliamq.spi.IdempotencyStore.clean`."""
-        expired = (
-            select(table.c.topic, table.c.group_name, table.c.handler, table.c.message_id)
-            .where(table.c.expires_at <= now_seconds())
-            .order_by(table.c.expires_at)
-            .limit(limit)
-        )
-        async with self._engine.begin() as connection:
-            rows = (await connection.execute(expired)).all()
-            for row in rows:
-                await connection.execute(
-                    delete(table).where(_is(ProcessedId(*row)), table.c.expires_at <= now_seconds())
-                )
-        return len(rows)
+        return await remove_expired(self._engine, table, limit)
 
 
 def _is(identity: ProcessedId) -> Any:

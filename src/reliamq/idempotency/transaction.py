@@ -13,12 +13,13 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import Connection, Engine, Insert, Select, delete, event, insert, select, text
+from sqlalchemy import Connection, Engine, Insert, Select, event, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from reliamq.database import MYSQL, now_seconds
+from reliamq.idempotency.cleaning import remove_expired
 from reliamq.idempotency.tables import processed
 from reliamq.idempotency.versions import ATTEMPTS, is_conflict, pause_seconds, retry_on_conflict
 from reliamq.spi import ConfigurationError, EffectBusy, ProcessedId, TransactionRequired
@@ -120,16 +121,7 @@ class TransactionGuard:
         """Remove up to ``limit`` expired processed ids, oldest first, by their index; how many (I5)."""
         if self._engine is None:
             return 0
-        key = (processed.c.topic, processed.c.group_name, processed.c.handler, processed.c.message_id)
-        expired = (
-            select(*key).where(processed.c.expires_at <= now_seconds()).order_by(processed.c.expires_at).limit(limit)
-        )
-        async with self._engine.begin() as connection:
-            rows = (await connection.execute(expired)).all()
-            for row in rows:
-                is_it = [column == value for column, value in zip(key, row, strict=True)]
-                await connection.execute(delete(processed).where(*is_it))
-        return len(rows)
+        return await remove_expired(self._engine, processed, limit)
 
 
 OUTAGE_PAUSE = timedelta(seconds=2)
