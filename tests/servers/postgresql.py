@@ -19,6 +19,7 @@ from pathlib import Path
 import psycopg
 
 from tests.servers.installing import program
+from tests.servers.process import wait_until
 from tests.servers.short_lived import ShortLived, as_user, serve, user_for
 
 
@@ -64,6 +65,21 @@ class PostgresqlServer:
     def _execute(self, statement: str) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement)  # type: ignore[arg-type]  # made from constants
+
+    def wait_for_standbys(self) -> None:
+        """At each commit from now on, until one has it."""
+        self._execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self._execute("SELECT pg_reload_conf()")
+        wait_until(self._has_standby, 30, [])
+
+    def _has_standby(self) -> bool:
+        with psycopg.connect(self.url("postgres")) as connection:
+            waited_for = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+            return connection.execute(waited_for).fetchone() is not None
+
+    def promote(self) -> None:
+        """Of a standby: be the primary from now on."""
+        self._execute("SELECT pg_promote()")
 
 
 def postgresql_18(folder: Path) -> Path:
@@ -113,6 +129,26 @@ def run_postgresql(
         server = PostgresqlServer(folder, port)
         fast = signal.SIGINT  # PostgreSQL's "fast shutdown"
         with serve("PostgreSQL", [found / "postgres", "-D", data], folder, user, server.answers, fast) as process:
+            server.process = process
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def run_standby(primary: PostgresqlServer, *, port: int) -> Iterator[PostgresqlServer]:
+    """A hot standby of a server that listens on a port, until the block ends; no file is left."""
+    folder = Path(tempfile.mkdtemp(prefix="reliamq-pg-"))
+    try:
+        user, found, data = user_for(folder), postgresql_18(folder), folder / "data"
+        source = f"host=127.0.0.1 port={primary.port} user=postgres"
+        copy = [found / "pg_basebackup", "-D", data, "-d", source, "-R", "-X", "stream", "--no-sync", "-c", "fast"]
+        subprocess.run([str(part) for part in copy], check=True, **as_user(user), cwd=folder)
+        with open(data / "postgresql.conf", "a") as file:
+            file.write(f"port = {port}\nunix_socket_directories = '{folder}'\nsynchronous_standby_names = ''\n")
+        server = PostgresqlServer(folder, port)
+        command = [found / "postgres", "-D", data]
+        with serve("standby", command, folder, user, server.answers, signal.SIGINT) as process:
             server.process = process
             yield server
     finally:
