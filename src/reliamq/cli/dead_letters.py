@@ -11,6 +11,7 @@ import typer
 from reliamq.app import Reliamq
 from reliamq.cli.tables import print_rows
 from reliamq.cli.target import load_shared_app, refuse, run_async
+from reliamq.cli.whole_message import whole_message
 from reliamq.spi import DeadLetterRecord
 
 __all__ = ["commands"]
@@ -133,17 +134,10 @@ def _short(record: DeadLetterRecord) -> dict[str, Any]:
 
 
 def _whole(record: DeadLetterRecord) -> dict[str, Any]:
-    message = record.message
     return {
         **_short(record),
         "handler": record.handler,
         "position": record.position,
-        "type": message.type,
-        "source": message.source,
-        "time": message.time.isoformat(),
-        "key": None if message.key is None else message.key.decode(errors="backslashreplace"),
-        "sequence": message.sequence,
-        "headers": dict(message.headers),
-        "body": message.body.decode(errors="backslashreplace"),
+        **whole_message(record.message),
         "traceback": record.traceback.splitlines(),
     }

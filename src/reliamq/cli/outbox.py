@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from reliamq.app import Reliamq
 from reliamq.cli.tables import print_rows
 from reliamq.cli.target import load_app, refuse, run_async
+from reliamq.cli.whole_message import whole_message
 from reliamq.settings.durations import Duration
 from reliamq.spi import KeptTopic, KeptWindow, OutboxStatus, ParkedRow
 
@@ -135,16 +136,10 @@ def _whole(one: ParkedRow) -> dict[str, object]:
     return {
         "message": message.id,
         "topic": message.topic,
-        "type": message.type,
-        "source": message.source,
-        "time": message.time.isoformat(),
-        "key": None if message.key is None else message.key.decode(errors="backslashreplace"),
-        "sequence": message.sequence,
         "attempts": one.row.attempts,
         "parked_at": _written(one.parked_at),
         "error": one.error,
-        "headers": dict(message.headers),
-        "body": message.body.decode(errors="backslashreplace"),
+        **whole_message(message),
     }
 
 
