@@ -200,7 +200,7 @@ class RedisPublisher:
                 outcomes[index] = held_back(message.id)
                 continue
             try:
-                lane.add(index, message, 0 if place is None else place.chain.number)
+                lane.add(index, message, place)
             except ValueError as error:
                 detail = f"Redis cannot hold it: {error}"
                 outcomes[index] = Rejection(message.id, RejectionReason.INVALID, detail, error)
@@ -254,19 +254,21 @@ class _Lane:
         self._settings = settings
         self.topic, self.stream, self.durability = topic, stream, durability
         self.messages: dict[int, Message] = {}
+        self._places: dict[str, Place | None] = {}
         self.arguments: list[Any] = []
         self.answers: list[Any] = []
 
-    def add(self, index: int, message: Message, chain: int) -> None:
-        """chain: its number; 0: it is in none.  Raises ValueError for one that cannot be written."""
+    def add(self, index: int, message: Message, place: Place | None) -> None:
+        """Raises ValueError for one that cannot be written."""
         fields = fields_of(message)
         if len(fields) > MOST_FIELDS:
             raise ValueError(
                 f"with its headers it has {len(fields) // 2} fields, and there is room for {MOST_FIELDS // 2}"
             )
         encoded = [part.encode() if isinstance(part, str) else part for part in fields]
+        chain = 0 if place is None else place.chain.number
         self.arguments += ((message.only_group or "").encode(), chain, len(encoded), *encoded)
-        self.messages[index] = message
+        self.messages[index], self._places[message.id] = message, place
 
     def take(self, answer: Any) -> None:
         """What the script said; an error in place of a list: it did nothing."""
@@ -296,7 +298,11 @@ class _Lane:
             return _unroutable(message)
         if answer == NOT_TRIED:
             return held_back(message.id)
+        place = self._places[message.id]
+        if isinstance(answer, Exception) and is_behind(place):  # the server refuses all, and judges the first
+            return held_back(message.id)
         if isinstance(answer, Exception):
+            fail(place)
             detail = f"the server refuses it: {explained(self._settings, answer)}"
             return Rejection(message.id, why_refused(answer), detail, answer)
         if unsafe:

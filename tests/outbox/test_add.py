@@ -10,10 +10,10 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy import Engine, Integer, String, create_engine, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
 
 from reliamq import outbox
 from reliamq.database import open_engine
@@ -232,7 +232,7 @@ async def test_a_transaction_with_thousands_of_keys_leaves_the_others_their_lock
 @pytest.mark.parametrize("bulk_first", [True, False])
 async def test_a_bulk_and_a_single_add_of_one_key_wait_for_each_other(postgresql_url: str, bulk_first: bool) -> None:
     """O3: positions follow commits, whichever kind of lock each takes."""
-    bulk = [Order(account=f"k{number}", number=1) for number in range(1_000)]
+    bulk = [Order(account=f"k{number}", number=1) for number in range(2_000)]
     single = [Order(account="k7", number=2)]
     async with open_engine(postgresql_url) as engine:
         await outbox.create_tables_async(engine)
@@ -251,6 +251,42 @@ async def test_a_bulk_and_a_single_add_of_one_key_wait_for_each_other(postgresql
             bodies = (await session.scalars(of_key)).all()
         numbers = [Order.model_validate_json(body).number for body in bodies]
         assert numbers == ([1, 2] if bulk_first else [2, 1])
+
+
+class Shop(DeclarativeBase):
+    """Somebody's own tables."""
+
+
+class Aggregate(Shop):
+    """In a flush a class of this module comes before the outbox's: by their names."""
+
+    __module__ = "app.models"
+    __tablename__ = "aggregate"
+    name = mapped_column(String(20), primary_key=True)
+    version = mapped_column(Integer)
+
+
+async def test_a_row_and_the_message_of_its_key_are_taken_in_one_order_however_many_messages_there_are(
+    postgresql_url: str,
+) -> None:
+    """Else two transactions on one row, one with a message and one with two, would end in a deadlock."""
+    async with open_engine(postgresql_url) as engine:
+        await outbox.create_tables_async(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(Shop.metadata.create_all)
+            await connection.execute(insert(Aggregate).values(name="a", version=0))
+
+        async def change(messages: int) -> None:
+            async with AsyncSession(engine) as session, session.begin():
+                aggregate = await session.get_one(Aggregate, "a")
+                aggregate.version += 1
+                outbox.add_all(session, orders, [Order(account="a", number=1)] * messages)
+
+        with anyio.fail_after(30):
+            for _ in range(20):
+                async with anyio.create_task_group() as tasks:
+                    for messages in (1, 2, 1, 2):
+                        tasks.start_soon(change, messages)
 
 
 async def _waiting_for_locks(engine: AsyncEngine) -> int:

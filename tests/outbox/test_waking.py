@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -84,6 +85,31 @@ async def test_a_session_that_adds_nothing_wakes_nobody(engine: AsyncEngine, mon
             await session.commit()
 
     assert len(rung) == 1
+
+
+async def test_a_savepoint_wakes_nobody_and_its_transaction_does(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung = []
+    monkeypatch.setattr(Bell, "ring", lambda bell: rung.append(bell))
+    with ringing():
+        async with AsyncSession(engine) as session:
+            async with session.begin_nested():
+                outbox.add(session, orders, Order(account="a", number=1))
+            assert rung == []
+            await session.commit()
+
+    assert len(rung) == 1
+
+
+async def test_a_relay_that_is_cancelled_leaves_nothing_running(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    before = asyncio.all_tasks()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Relay(store, Recorder()).run, anyio.Event())
+        await anyio.sleep(0.1)
+        tasks.cancel_scope.cancel()
+
+    assert asyncio.all_tasks() <= before
 
 
 async def test_a_relay_that_sleeps_stops_at_once(store: SqlOutboxStore) -> None:

@@ -110,7 +110,8 @@ def _append_to_topic(
 ) -> list[Outcome]:
     allocated = connection.execute(ALLOCATE, {"name": topic, "count": len(messages)}).fetchone()
     if allocated is None:
-        return [_unroutable(message, "is not declared, or has no group") for message in messages]
+        unroutable = {n: _unroutable(one, "is not declared, or has no group") for n, one in enumerate(messages)}
+        return list({**unroutable, **(_behind(messages, unroutable) if chained else {})}.values())
     topic_id, last, limit = allocated
     first = last - len(messages) + 1
     refused = _refusals(connection, topic, messages, rows, min(limit, LARGEST_MESSAGE))

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from reliamq.outbox.connections import need_transaction, refuse_autocommit
 from reliamq.outbox.key_locks import check_locked, key_locks, lock_number, locked_position
@@ -27,7 +27,9 @@ __all__ = ["add", "add_all"]
 
 M = TypeVar("M", bound=BaseModel)
 HAS_ADDED = "reliamq_has_added"
-"""In a session's ``info``: that it has flushed messages since its last commit or rollback."""
+"""In a session's ``info``: that it has flushed messages since its last commit."""
+TO_LOCK = "reliamq_to_lock"
+"""There, during a flush: the keys whose messages it will insert."""
 
 
 def add(
@@ -77,7 +79,7 @@ def _add(session: Session | AsyncSession, messages: Sequence[Message]) -> None:
 
 
 def _before_flush(session: Session, _context: object, _instances: object) -> None:
-    """Before positions are drawn, take a lock for each key until the end of the transaction."""
+    """Before positions are drawn, each key is locked until the end of the transaction."""
     added = [one for one in session.new if isinstance(one, OutboxMessage)]
     if not added:
         return
@@ -90,11 +92,22 @@ def _before_flush(session: Session, _context: object, _instances: object) -> Non
         ((number, alone),) = numbers.items()
         alone.position = locked_position(number)  # a value in SQL: it spares a round trip
         numbers = {}
-    for lock in key_locks(numbers, connection.dialect):
-        check_locked(len(connection.execute(lock).all()))
+    session.info[TO_LOCK] = numbers.keys()
     session.info[HAS_ADDED] = True
 
 
+@event.listens_for(OutboxMessage, "before_insert")
+def _before_insert(_mapper: object, connection: Connection, message: OutboxMessage) -> None:
+    """When it is the messages' turn in the flush, and not before: a lock that is part of the INSERT comes then, too, so
+    that whoever changes a row and adds a message of its key takes both in the same order.
+    """
+    session = object_session(message)
+    numbers = () if session is None else session.info.pop(TO_LOCK, ())
+    for lock in key_locks(numbers, connection.dialect):
+        check_locked(len(connection.execute(lock).all()))
+
+
 def _after_commit(session: Session) -> None:
-    if session.info.pop(HAS_ADDED, False):
+    """Also of a savepoint, when nobody can see it yet."""
+    if not session.in_nested_transaction() and session.info.pop(HAS_ADDED, False):
         wake_relays()

@@ -4,8 +4,9 @@ PostgreSQL and MySQL draw a position at INSERT and show the row at COMMIT; witho
 could commit in the other order, and a relay would send the later message first (O3).  A database with one writer needs
 none.  How: ``docs/decisions/0003-relay-order.md`` and ``0019-mysql.md``.
 
-Sorted, so that two flushes cannot block each other.  Two transactions that flush several times and take the same keys
-in another order can: the database ends one of them with a deadlock error, to be run again.
+Sorted, so that two flushes cannot block each other.  Two transactions that flush several times can, where they take the
+same keys in another order, or where one adds so many keys that it locks shares of them: the database ends one with a
+deadlock error, to be run again.  Whoever adds many adds them in one flush, before any other.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ __all__ = ["check_locked", "key_locks", "lock_number", "locked_position"]
 
 KEY_SPACE, SLOT_SPACE = 0x524C4D51, 0x524C4D52  # "RLMQ": keeps our advisory locks apart from the user's
 SLOTS = 256
-"""Shares of all keys, on PostgreSQL: who adds more keys than that locks all keys of their shares instead.  Its table of
-locks has room for 6,400 as it is installed (``max_locks_per_transaction``), for all transactions together.
+"""Shares of all keys, on PostgreSQL."""
+MANY = 1_000
+"""Who adds more keys than that at a time locks all keys of their shares instead: PostgreSQL's table of locks has room
+for 6,400 as it is installed (``max_locks_per_transaction``), for all transactions together.
 """
 
 
 def lock_number(topic: str, key: bytes) -> int:
     """Of a key, as a signed 32-bit integer; keys that share one wait for each other."""
-    return zlib.crc32(topic.encode() + b"\\0" + key) - 2**31
+    return zlib.crc32(topic.encode() + b"\0" + key) - 2**31
 
 
 def key_locks(numbers: Iterable[int], dialect: Dialect) -> Sequence[Select[Any]]:
@@ -63,7 +66,7 @@ def _postgresql_locks(numbers: set[int]) -> Select[Any]:
 
     In the order of the shares, then of the keys, in every transaction.
     """
-    many = len(numbers) > SLOTS
+    many = len(numbers) > MANY
     wanted = {number % SLOTS for number in numbers} if many else numbers
     unsorted = select(func.unnest(postgresql.array(sorted(wanted), type_=Integer)).label("number")).subquery()
     slot = unsorted.c.number.op("&")(SLOTS - 1)

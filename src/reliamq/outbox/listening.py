@@ -80,9 +80,12 @@ async def listening(url: str) -> AsyncIterator[None]:
         import psycopg
     except ImportError as error:
         raise MissingExtra("postgresql", "psycopg", "pip install 'reliamq[postgres]'") from error
-    listener = asyncio.create_task(
-        _listen_for_ever(psycopg, place.set(drivername="postgresql").render_as_string(hide_password=False))
-    )
+    plain = place.set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        psycopg.conninfo.make_conninfo(plain)
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(f"relay.listen connects by psycopg, which does not take this URL: {error}") from error
+    listener = asyncio.create_task(_listen_for_ever(psycopg, plain))
     try:
         yield
     finally:
@@ -102,5 +105,6 @@ async def _listen_for_ever(psycopg: Any, url: str) -> None:
                         wake_relays()
                     await connection.execute("SELECT 1")
         except (psycopg.Error, OSError) as error:
-            logger.warning("not told of new messages, polling meanwhile: %s", str(error).splitlines()[0])
+            said = (str(error) or repr(error)).splitlines()[0]
+            logger.warning("not told of new messages, polling meanwhile: %s", said)
             await asyncio.sleep(AGAIN_SECONDS)

@@ -78,7 +78,8 @@ class Relay:
             finally:
                 for loop in loops:
                     loop.cancel()
-                await asyncio.wait(loops)
+                with anyio.CancelScope(shield=True):  # they must not outlive what they use
+                    await asyncio.wait(loops)
 
     async def _lead(self, stop: anyio.Event, bell: Bell) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -100,8 +101,14 @@ class Relay:
         while not stop.is_set():
             self._backlog.clear()
             await _sleep(None, stop, self._backlog)
-            while not stop.is_set() and await self._turn(f"{self.name}/2"):
-                pass
+            pause = FIRST_PAUSE_SECONDS
+            while not stop.is_set():
+                relayed = await self._turn(f"{self.name}/2")
+                if relayed == 0:
+                    break
+                if relayed is None:  # nobody else has its buckets before their lease ends, so it looks again
+                    await _sleep(pause, stop)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS) if relayed is None else FIRST_PAUSE_SECONDS
 
     async def _turn(self, owner: str) -> int | None:
         """Relay one claim: how many rows it had; None where waiting beats asking again.  owner: of the claim."""
@@ -135,7 +142,7 @@ class Relay:
         confirmed: list[OutboxRow] = []
         rejected: list[tuple[OutboxRow, Rejection]] = []
         try:
-            for one, outcome in zip(rows, await self._send(rows, deadline), strict=False):
+            for one, outcome in await self._send(rows, deadline):
                 if isinstance(outcome, Confirmation):
                     confirmed.append(one)
                 elif isinstance(outcome, Rejection) and outcome.reason is not RejectionReason.BEHIND:
@@ -147,12 +154,15 @@ class Relay:
         judged = any(rejection.reason.judges_message for _, rejection in rejected)
         return bool(confirmed) or judged
 
-    async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Sequence[Outcome]:
-        """None, where it is so late that the rows may soon be others'.  One call at a time; see the contract."""
+    async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Sequence[tuple[OutboxRow, Outcome]]:
+        """Rows and outcomes; nothing, where it is so late that the rows may soon be others'.  One call at a time; see
+        the contract.
+        """
         async with self._sending:
             if time.monotonic() >= deadline:
                 return ()
-            return await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
+            outcomes = await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
+        return list(zip(rows, outcomes, strict=True))
 
 
 async def _sleep(seconds: float | None, *until: anyio.Event | asyncio.Event | Bell) -> None:

@@ -85,7 +85,10 @@ class SqlOutboxStore:
             )
             replays = 0 if self._sent is None else await self._sent.replays(connection)
             found = await connection.execute(*_first_rows(buckets, limit, connection.dialect.name))
-            return [_outbox_row(one, replays) for one in found]
+            rows = [_outbox_row(one, replays) for one in found]
+            if not rows:  # sent by others just now: nobody is to wait for a lease on nothing
+                await connection.rollback()
+            return rows
 
     async def _anything_to_send(self) -> bool:
         """An idle relay must not take a write lock each time it looks."""

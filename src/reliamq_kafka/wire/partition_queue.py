@@ -250,7 +250,8 @@ class PartitionQueue:
         """Conclude those to blame, and have the others stored."""
         if len(sendings) == 1 or reason not in ONE_TO_BLAME:
             for one in sendings:
-                one.conclude(Rejection(one.message_id, reason, f"Kafka refused it: {error}", error))
+                refused = Rejection(one.message_id, reason, f"Kafka refused it: {error}", error)
+                one.conclude(held_back(one.message_id) if is_behind(one.place) else refused)
             return
         middle = len(sendings) // 2
         first, second = sendings[:middle], sendings[middle:]

@@ -188,6 +188,14 @@ async def test_a_chain_stops_at_what_no_group_would_receive_and_goes_on_when_it_
 
 
 @promise("P5")
+async def test_in_a_chain_that_nobody_would_receive_only_the_first_is_judged(stage: Stage) -> None:
+    """What is behind it costs no attempt (O5)."""
+    chain = stage.numbered(3, key=b"k")
+
+    assert reasons(await stage.send(*chain, chained=True)) == [RejectionReason.UNROUTABLE, BEHIND, BEHIND]
+
+
+@promise("P5")
 async def test_a_long_chain_is_stored_in_its_order(stage: Stage) -> None:
     await stage.declare()
     numbered = stage.numbered(100, key=b"k")
