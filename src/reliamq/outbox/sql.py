@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    literal,
     or_,
     select,
     text,
@@ -246,14 +247,22 @@ def _first_bucket(*conditions: Any) -> Select[Any]:
 
 async def _mysql_has_rows(connection: AsyncConnection) -> Any:
     """Whether a bucket has rows that may go.  MySQL reads its index from the beginning for a range of an outer row, and
-    looks at every row of a bucket for those that are held back; so the second only where there are any.
+    looks at every row of a bucket for those that are held back, unless it is asked bucket by bucket.
     """
     somewhere = row.bucket.in_(range(BUCKETS))  # a range of the index for each
-    waiting = select(row.bucket).where(somewhere, _waiting, row.available_at > now_seconds()).limit(1)
-    may_go = _due if await connection.scalar(waiting) is None else _may_go
+    later = select(row.bucket).where(somewhere, _waiting, row.available_at > now_seconds()).distinct()
+    held = (await connection.scalars(later)).all()
+    ready = [bucket for bucket in held if await connection.scalar(_mysql_first(literal(bucket), 1)) is not None]
     # Not EXISTS, of which it makes a join with the whole table
-    first = select(row.bucket).where(row.bucket == lease_of.bucket, *may_go).order_by(row.position).limit(1)
-    return first.scalar_subquery().is_not(None)
+    first = select(row.bucket).where(row.bucket == lease_of.bucket, *_due).order_by(row.position).limit(1)
+    free_of_holds = lease_of.bucket.not_in(held) & first.scalar_subquery().is_not(None)
+    return or_(lease_of.bucket.in_(ready), free_of_holds)
+
+
+def _mysql_first(bucket: Any, limit: Any) -> Select[Any]:
+    """The first rows of one bucket that may go."""
+    may_go = (row.bucket == bucket, *_due, ~_held_back(bucket))
+    return select(row.position).where(*may_go).order_by(row.position).limit(limit)
 
 
 @cache  # one for each number of buckets: making it anew costs more than the database's work
@@ -268,12 +277,11 @@ def _first_rows_of(buckets: int, dialect: str) -> Select[Any]:
     for number in range(buckets):
         bucket = bindparam(f"bucket_{number}", type_=Integer)
         if dialect in MYSQL:
-            first = select(row.position).where(row.bucket == bucket, *_due, ~_held_back(bucket))
-            first = first.order_by(row.position)
+            first = _mysql_first(bucket, share)
         else:  # a range, as above
             first = select(row.position).where(row.bucket.between(bucket, bucket), *_may_go)
-            first = first.order_by(row.bucket, row.position)
-        firsts.append(select(first.limit(share).subquery()))
+            first = first.order_by(row.bucket, row.position).limit(share)
+        firsts.append(select(first.subquery()))
     union = union_all(*firsts)
     if dialect in MYSQL:
         chosen = union.subquery()
