@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 
 import anyio
 import psycopg
@@ -38,7 +39,7 @@ from reliamq.backends import open_backend
 from reliamq.database import open_engine
 from reliamq.outbox import OutboxMessage, Relay, SqlOutboxStore
 from reliamq.outbox.table import columns_of
-from reliamq.spi import Message, Outcome, Publisher
+from reliamq.spi import GroupSpec, Message, Outcome, Publisher, TopicSpec
 from reliamq_kafka.wire.producers import LARGEST_BATCH
 
 ROUNDS, RELAYS, BATCH, ROWS = 3, 2, 500, 40_000
@@ -85,8 +86,14 @@ async def bare(cluster: KafkaCluster, url: str, engine: AsyncEngine, topic: str,
         return await drained(engine, rows, [relay() for _ in range(RELAYS)], stopped.set)
 
 
+async def declare(cluster: KafkaCluster, topic: str) -> None:
+    async with open_backend(url_of(cluster)).storage() as storage:
+        await storage.declare([TopicSpec(topic, (GroupSpec("nobody"),), retention=timedelta(days=1))])
+
+
 async def ours(cluster: KafkaCluster, engine: AsyncEngine, rows: int) -> Reading:
     stop = anyio.Event()
+    await declare(cluster, orders.name)
     async with open_backend(url_of(cluster)).publisher() as publisher:
         relays = [Relay(SqlOutboxStore(engine), publisher, batch=BATCH) for _ in range(RELAYS)]
         return await drained(engine, rows, [relay.run(stop) for relay in relays], stop.set)
@@ -157,6 +164,7 @@ class Stamped:
 
 async def latency(cluster: KafkaCluster, url: str, engine: AsyncEngine, rows: int) -> None:
     async with fresh_topics(cluster, "reliamq") as (orders.name,), open_backend(url_of(cluster)).publisher() as sender:
+        await declare(cluster, orders.name)
         stamped = Stamped(sender)
         for how in ("woken", "by polling"):
             stop = anyio.Event()
@@ -181,7 +189,7 @@ async def one_latency(engine: AsyncEngine, stamped: Stamped, *, wakes: bool) -> 
         async with engine.begin() as connection:
             await connection.execute(insert(OutboxMessage), columns_of(orders.message(order, id=message_id)))
     committed = time.perf_counter()
-    return max(0.0, await stamped.confirmed.pop(message_id) - committed)
+    return max(0.0, await stamped.confirmed[message_id] - committed)
 
 
 # --- adding -----------------------------------------------------------------------------------------------------------
