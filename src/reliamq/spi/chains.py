@@ -42,15 +42,6 @@ class Place:
     chain: Chain
     number: int
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether one before it is not confirmed, and never will be in this call."""
-        return self.number > self.chain.failed
-
-    def fail(self) -> None:
-        """The message here is not confirmed."""
-        self.chain.failed = min(self.chain.failed, self.number)
-
 
 class Chains:
     """Those of one call."""
@@ -71,14 +62,14 @@ class Chains:
 
 
 def is_behind(place: Place | None) -> bool:
-    """The same of a message that may be in no chain."""
-    return place is not None and place.is_behind
+    """Whether one before it is not confirmed, and never will be in this call.  place: None: it is in no chain."""
+    return place is not None and place.number > place.chain.failed
 
 
 def fail(place: Place | None) -> None:
-    """The same of a message that may be in no chain."""
+    """The message here is not confirmed.  place: None: it is in no chain."""
     if place is not None:
-        place.fail()
+        place.chain.failed = min(place.chain.failed, place.number)
 
 
 def held_back(message_id: str, why: str = "one before it with its key is not confirmed") -> Rejection:
@@ -96,10 +87,10 @@ async def send_in_waves(send: Send, batch: Sequence[Message], deadline: float) -
     places = [chains.join(message) for message in batch]
     for wave in _waves(places):
         late = time.monotonic() >= deadline and bool(outcomes)
-        ready = [index for index in wave if not late and not is_behind(places[index])]
-        for index in wave if not ready else [index for index in wave if is_behind(places[index])]:
-            outcomes[index] = held_back(batch[index].id, *(["its deadline passed"] if late else []))
-        if ready:
+        for index in wave:
+            if late or is_behind(places[index]):
+                outcomes[index] = held_back(batch[index].id, *(["its deadline passed"] if late else []))
+        if ready := [index for index in wave if index not in outcomes]:
             answers = await _answers(send, [batch[index] for index in ready], is_first=not outcomes)
             outcomes.update(zip(ready, answers, strict=True))
         for index in wave:
