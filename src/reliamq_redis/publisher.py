@@ -38,6 +38,7 @@ __all__ = ["RedisPublisher", "open_publisher"]
 
 PUBLISH = script("publish")
 _Sending = tuple[Message, Place | None]
+"""A message, and its place in its chain."""
 NOT_TRIED = 0
 """The script's answer for what is behind a message of its chain that was not stored."""
 ROUTES = 2
@@ -253,8 +254,7 @@ class _Lane:
     def __init__(self, settings: RedisSettings, topic: str, stream: str, durability: Durability) -> None:
         self._settings = settings
         self.topic, self.stream, self.durability = topic, stream, durability
-        self.messages: dict[int, Message] = {}
-        self._places: dict[str, Place | None] = {}
+        self.messages: dict[int, _Sending] = {}
         self.arguments: list[Any] = []
         self.answers: list[Any] = []
 
@@ -268,7 +268,7 @@ class _Lane:
         encoded = [part.encode() if isinstance(part, str) else part for part in fields]
         chain = 0 if place is None else place.chain.number
         self.arguments += ((message.only_group or "").encode(), chain, len(encoded), *encoded)
-        self.messages[index], self._places[message.id] = message, place
+        self.messages[index] = message, place
 
     def take(self, answer: Any) -> None:
         """What the script said; an error in place of a list: it did nothing."""
@@ -282,23 +282,22 @@ class _Lane:
     def outcomes(self, unsafe: str) -> Mapping[int, Outcome]:
         """unsafe: why what is stored is not confirmed; empty: it is."""
         return {
-            index: self._outcome(message, answer, unsafe)
-            for (index, message), answer in zip(self.messages.items(), self.answers, strict=True)
+            index: self._outcome(*sending, answer, unsafe)
+            for (index, sending), answer in zip(self.messages.items(), self.answers, strict=True)
         }
 
     def interrupted(self, error: BaseException, *, written: bool) -> Mapping[int, Outcome]:
         """written: they may be stored, unless the server said before that they are not."""
         return {
-            index: self._interrupted(message, answer, error) if written else self._not_sent(message, error)
-            for (index, message), answer in zip(self.messages.items(), chain(self.answers, repeat(b"")), strict=False)
+            index: self._interrupted(*sending, answer, error) if written else self._not_sent(sending[0], error)
+            for (index, sending), answer in zip(self.messages.items(), chain(self.answers, repeat(b"")), strict=False)
         }
 
-    def _outcome(self, message: Message, answer: Any, unsafe: str) -> Outcome:
+    def _outcome(self, message: Message, place: Place | None, answer: Any, unsafe: str) -> Outcome:
         if answer is None:
             return _unroutable(message)
         if answer == NOT_TRIED:
             return held_back(message.id)
-        place = self._places[message.id]
         if isinstance(answer, Exception) and is_behind(place):  # the server refuses all, and judges the first
             return held_back(message.id)
         if isinstance(answer, Exception):
@@ -309,10 +308,10 @@ class _Lane:
             return InDoubt(message.id, f"stored, and not confirmed: {unsafe}")
         return Confirmation(message.id, _said(answer))
 
-    def _interrupted(self, message: Message, answer: Any, error: BaseException) -> Outcome:
+    def _interrupted(self, message: Message, place: Place | None, answer: Any, error: BaseException) -> Outcome:
         if isinstance(answer, bytes):
             return InDoubt(message.id, f"sent, and not confirmed: {said(error)}", error)
-        return self._outcome(message, answer, "")
+        return self._outcome(message, place, answer, "")
 
     def _not_sent(self, message: Message, error: BaseException) -> Rejection:
         return _not_sent(self._settings, message, "not sent", error)
