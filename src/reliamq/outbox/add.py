@@ -26,8 +26,10 @@ from reliamq.topics import Topic
 __all__ = ["add", "add_all"]
 
 M = TypeVar("M", bound=BaseModel)
+ADDS = "reliamq_adds"
+"""In a session's ``info``: that messages are added to it."""
 HAS_ADDED = "reliamq_has_added"
-"""In a session's ``info``: that it has flushed messages since its last commit."""
+"""There: that it has flushed messages since its last commit."""
 TO_LOCK = "reliamq_to_lock"
 """There, during a flush: the keys whose messages it will insert."""
 
@@ -72,14 +74,16 @@ def _add(session: Session | AsyncSession, messages: Sequence[Message]) -> None:
     plain = session.sync_session if isinstance(session, AsyncSession) else session
     bind = plain.get_bind(OutboxMessage)
     refuse_autocommit(bind.get_execution_options(), bind.dialect)
-    if not event.contains(plain, "before_flush", _before_flush):
-        event.listen(plain, "before_flush", _before_flush)
-        event.listen(plain, "after_commit", _after_commit)
+    plain.info[ADDS] = True
     plain.add_all([OutboxMessage(**columns_of(message)) for message in messages])
 
 
+# On all sessions: to listen on each one would cost half of what an INSERT does.
+@event.listens_for(Session, "before_flush")
 def _before_flush(session: Session, _context: object, _instances: object) -> None:
     """Before positions are drawn, each key is locked until the end of the transaction."""
+    if ADDS not in session.info:
+        return
     added = [one for one in session.new if isinstance(one, OutboxMessage)]
     if not added:
         return
@@ -107,7 +111,9 @@ def _before_insert(_mapper: object, connection: Connection, message: OutboxMessa
         check_locked(len(connection.execute(lock).all()))
 
 
+@event.listens_for(Session, "after_commit")
 def _after_commit(session: Session) -> None:
     """Also of a savepoint, when nobody can see it yet."""
-    if not session.in_nested_transaction() and session.info.pop(HAS_ADDED, False):
+    if session.info.get(HAS_ADDED) and not session.in_nested_transaction():
+        del session.info[HAS_ADDED]
         wake_relays()

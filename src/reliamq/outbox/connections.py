@@ -13,6 +13,19 @@ from reliamq.spi import ConfigurationError, TransactionRequired
 
 __all__ = ["dialect_of", "drivers_of", "need_transaction", "refuse_autocommit"]
 
+SQLITE = sqlite.dialect(paramstyle="qmark")
+POSTGRESQL = postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]  # not annotated there
+MYSQL = mysql.dialect(paramstyle="pyformat")
+DIALECTS: Mapping[str, Dialect] = {
+    "sqlite3": SQLITE,
+    "aiosqlite": SQLITE,
+    "asyncpg": asyncpg_dialect(),  # type: ignore[no-untyped-call]  # not annotated there
+    "psycopg": POSTGRESQL,
+    "psycopg2": POSTGRESQL,
+    "pymysql": MYSQL,
+    "MySQLdb": MYSQL,
+}
+
 
 def refuse_autocommit(options: Mapping[str, Any], dialect: Dialect) -> None:
     """Of SQLAlchemy's connections, by their execution options.  Raises TransactionRequired."""
@@ -26,16 +39,13 @@ def refuse_autocommit(options: Mapping[str, Any], dialect: Dialect) -> None:
 
 
 def dialect_of(connection: Any) -> Dialect:
-    """How statements are written for it.  Raises ConfigurationError for a driver that is not known."""
+    """How statements are written for it, the same for all of its kind.  Raises ConfigurationError for a driver that is
+    not known.
+    """
     drivers = drivers_of(connection)
-    if drivers & {"sqlite3", "aiosqlite"}:
-        return sqlite.dialect(paramstyle="qmark")
-    if "asyncpg" in drivers:
-        return asyncpg_dialect()  # type: ignore[no-untyped-call]  # not annotated there
-    if drivers & {"psycopg", "psycopg2"}:
-        return postgresql.dialect(paramstyle="pyformat")  # type: ignore[no-untyped-call]  # not annotated there
-    if drivers & {"pymysql", "MySQLdb"}:
-        return mysql.dialect(paramstyle="pyformat")
+    for driver, dialect in DIALECTS.items():
+        if driver in drivers:
+            return dialect
     raise ConfigurationError(
         f"the outbox does not know connections of '{type(connection).__module__}'; it knows sqlite3, psycopg, PyMySQL "
         "and Django's with outbox.insert, asyncpg and psycopg's AsyncConnection with outbox.insert_async. With "

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Dialect, insert as insert_into
+from sqlalchemy import Dialect, Integer, bindparam, insert as insert_into
 from sqlalchemy.engine import Compiled
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -26,6 +27,8 @@ from reliamq.topics import Topic
 __all__ = ["insert", "insert_async"]
 
 M = TypeVar("M", bound=BaseModel)
+KEY_LOCK = "key_lock"
+"""A parameter of the INSERT: the number of the key's lock."""
 Statement = tuple[str, Any, bool]
 """Its text, its parameters as the driver takes them, and whether it locks something, one row for each."""
 
@@ -109,19 +112,29 @@ def _of_django(connection: Any) -> Any:
 
 
 def _statements(message: Message, dialect: Dialect) -> Iterator[Statement]:
-    columns = columns_of(message)
-    if message.key is not None and dialect.name == "postgresql":
-        columns["position"] = locked_position(lock_number(message.topic, message.key))
+    values = {**columns_of(message), "attempts": 0, "available_at": 0.0}
+    in_the_insert = message.key is not None and dialect.name == "postgresql"
+    if in_the_insert and message.key is not None:
+        values[KEY_LOCK] = lock_number(message.topic, message.key)
     elif message.key is not None:
         for lock in key_locks([lock_number(message.topic, message.key)], dialect):
             compiled = lock.compile(dialect=dialect)
             yield str(compiled), _parameters(compiled), True
-    statement = insert_into(OutboxMessage).values(**columns).compile(dialect=dialect)
-    # Column defaults are part of the statement: constants as parameters, the database's clock as SQL.
-    yield str(statement), _parameters(statement, attempts=0, available_at=0.0), False
+    insertion = _insertion(dialect, tuple(values))
+    yield insertion.string, _parameters(insertion, values), False
 
 
-def _parameters(compiled: Compiled, **values: object) -> Sequence[object] | Mapping[str, object]:
+@cache  # compiling costs more than the database's work
+def _insertion(dialect: Dialect, names: Sequence[str]) -> Compiled:
+    statement = insert_into(OutboxMessage)
+    if KEY_LOCK in names:
+        statement = statement.values(position=locked_position(bindparam(KEY_LOCK, type_=Integer)))
+    return statement.compile(dialect=dialect, column_keys=[name for name in names if name != KEY_LOCK])
+
+
+def _parameters(
+    compiled: Compiled, values: Mapping[str, object] | None = None
+) -> Sequence[object] | Mapping[str, object]:
     parameters = compiled.construct_params(values) or {}
     if isinstance(compiled, SQLCompiler) and compiled.positional:
         return [parameters[name] for name in compiled.positiontup or ()]

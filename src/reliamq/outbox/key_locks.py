@@ -15,9 +15,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Dialect, Integer, Select, Text, case, cast, func, select
+from sqlalchemy import BigInteger, BindParameter, Dialect, Integer, Select, bindparam, func, select
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import REGCLASS
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from reliamq.database import MYSQL
 from reliamq.outbox.table import KEY_LOCKS, OutboxKeyLock, OutboxMessage
@@ -49,16 +51,29 @@ def key_locks(numbers: Iterable[int], dialect: Dialect) -> Sequence[Select[Any]]
     return []
 
 
-def locked_position(number: int) -> ColumnElement[int]:
+class locked_position(FunctionElement[int]):  # noqa: N801  # reads as an SQL function in statements
     """A position that is drawn when its key is locked, in one statement with the INSERT (PostgreSQL).
 
-    Only CASE has an order in which it is evaluated (PostgreSQL's documentation, "Expression Evaluation Rules").
+    number: of the key's lock.  An element of its own, because SQLAlchemy finds its compiled statement sooner so.
     """
-    shared = cast(func.pg_advisory_xact_lock_shared(SLOT_SPACE, number % SLOTS), Text)
-    alone = cast(func.pg_advisory_xact_lock(KEY_SPACE, number), Text)
-    table, column = OutboxMessage.__tablename__, OutboxMessage.position.key
-    drawn = func.nextval(cast(func.pg_get_serial_sequence(table, column), REGCLASS))
-    return case((shared.is_not(None), case((alone.is_not(None), drawn))))
+
+    name = "locked_position"
+    inherit_cache = True
+    type = BigInteger()
+
+    def __init__(self, number: int | BindParameter[int]) -> None:
+        super().__init__(bindparam(None, number, Integer) if isinstance(number, int) else number)
+
+
+@compiles(locked_position, "postgresql")
+def _postgresql_locked_position(element: locked_position, compiler: SQLCompiler, **options: Any) -> str:
+    """Only CASE has an order in which it is evaluated (PostgreSQL's documentation, "Expression Evaluation Rules")."""
+    (number,) = element.clauses
+    key = compiler.process(number, **options)
+    shared = f"pg_advisory_xact_lock_shared({SLOT_SPACE}, {key} & {SLOTS - 1})"
+    alone = f"pg_advisory_xact_lock({KEY_SPACE}, {key})"
+    drawn = f"nextval(pg_get_serial_sequence('{OutboxMessage.__tablename__}', '{OutboxMessage.position.key}'))"
+    return f"CASE WHEN {shared}::text IS NOT NULL THEN CASE WHEN {alone}::text IS NOT NULL THEN {drawn} END END"
 
 
 def _postgresql_locks(numbers: set[int]) -> Select[Any]:
