@@ -7,12 +7,28 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Insert, Select, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Delete,
+    Executable,
+    Insert,
+    Select,
+    any_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from reliamq.database import READING, now_seconds
@@ -20,7 +36,7 @@ from reliamq.outbox.table import OutboxMessage, OutboxReplay, SentMessage, what_
 from reliamq.spi import ConfigurationError, KeptTopic, KeptWindow, OutboxRow
 from reliamq.spi.arguments import check_time, need
 
-__all__ = ["CHUNK", "SentRows", "chunks"]
+__all__ = ["CHUNK", "SentRows", "these"]
 
 CHUNK = 400  # values in one IN list: below every database's limit
 
@@ -63,8 +79,9 @@ class SentRows:
         Until the connection's transaction ends no replay begins: it would pass over what is just being written down.
         """
         number = await _locked_number(connection, alone=False)
-        for positions in chunks(sorted(one.position for one in confirmed if one.replays == number)):
-            for statement in _move(connection, positions):
+        current = [one.position for one in confirmed if one.replays == number]
+        for chosen in these(connection, row, current):
+            for statement in _move(connection, chosen):
                 await connection.execute(statement)
 
     # --- replays ---------------------------------------------------------------------------------------------------
@@ -111,7 +128,8 @@ class SentRows:
             return 0
         async with self._engine.begin() as connection:
             # Sent again meanwhile, a row is younger.
-            removed = [await connection.execute(_removal(part, self._keep)) for part in chunks(sorted(positions))]
+            removals = [_removal(chosen, self._keep) for chosen in these(connection, sent, positions)]
+            removed = [await connection.execute(removal) for removal in removals]
         return sum(one.rowcount for one in removed)
 
     async def count(self, connection: AsyncConnection) -> tuple[int, datetime | None]:
@@ -122,10 +140,16 @@ class SentRows:
         return int(number), _date_or_none(oldest)
 
 
-def chunks(positions: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Parts that fit into one IN list."""
-    for start in range(0, len(positions), CHUNK):
-        yield positions[start : start + CHUNK]
+def these(
+    connection: AsyncConnection, table: type[OutboxMessage | SentMessage], positions: Iterable[int]
+) -> Iterator[ColumnElement[bool]]:
+    """What finds these rows of a table, in as many statements as the database needs."""
+    wanted = sorted(positions)
+    if wanted and connection.dialect.name == "postgresql":  # one parameter: drivers are slow to parse hundreds
+        yield table.position == any_(bindparam("positions", wanted, ARRAY(BigInteger)))
+        return
+    for start in range(0, len(wanted), CHUNK):
+        yield table.position.in_(wanted[start : start + CHUNK])
 
 
 async def _locked_number(connection: AsyncConnection, *, alone: bool) -> int:
@@ -143,14 +167,14 @@ async def _locked_number(connection: AsyncConnection, *, alone: bool) -> int:
     return int(await connection.scalar(number) or 0)
 
 
-def _move(connection: AsyncConnection, positions: Sequence[int]) -> list[Executable]:
+def _move(connection: AsyncConnection, chosen: ColumnElement[bool]) -> list[Executable]:
     """From the outbox to the sent rows.  A late relay may write down the same confirm, so each row is locked."""
-    names, these = [*MESSAGE, "sent_at"], row.position.in_(positions)
+    names = [*MESSAGE, "sent_at"]
     if connection.dialect.name == "postgresql":  # where one statement costs half of what two do
-        gone = delete(row).where(these).returning(*_of(row)).cte("gone")
+        gone = delete(row).where(chosen).returning(*_of(row)).cte("gone")
         return [_insert_new(connection, sent, names, select(*gone.c, now_seconds()))]
-    there = select(*_of(row), now_seconds()).where(these).with_for_update()
-    return [_insert_new(connection, sent, names, there), delete(row).where(these)]
+    there = select(*_of(row), now_seconds()).where(chosen).with_for_update()
+    return [_insert_new(connection, sent, names, there), delete(row).where(chosen)]
 
 
 def _of(table: type[OutboxMessage | SentMessage]) -> list[Any]:
@@ -188,8 +212,8 @@ def _date_or_none(seconds: float | None) -> datetime | None:
     return None if seconds is None else _date(seconds)
 
 
-def _removal(positions: Sequence[int], keep: float) -> Any:
-    return delete(sent).where(sent.position.in_(positions), sent.sent_at <= now_seconds() - keep)
+def _removal(chosen: ColumnElement[bool], keep: float) -> Delete:
+    return delete(sent).where(chosen, sent.sent_at <= now_seconds() - keep)
 
 
 def _insert_new(

@@ -7,46 +7,34 @@ asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
     Delete,
-    Integer,
-    Select,
     Update,
-    bindparam,
     case,
     delete,
     func,
-    literal,
     or_,
     select,
-    text,
-    union_all,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.orm import aliased
 
 from reliamq.database import MYSQL, READING, now_seconds
-from reliamq.outbox.sent import CHUNK, SentRows, chunks
-from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
-from reliamq.spi import ConfigurationError, KeptWindow, Message, OutboxRow, OutboxStatus, ParkedRow, Rejection
-from reliamq.spi.messages import NO_HEADERS
+from reliamq.outbox.claiming import ROW_COLUMNS, first_bucket, first_rows, mysql_has_rows, outbox_row, waiting
+from reliamq.outbox.sent import CHUNK, SentRows, these
+from reliamq.outbox.table import OutboxLease, OutboxMessage
+from reliamq.spi import ConfigurationError, KeptWindow, OutboxRow, OutboxStatus, ParkedRow, Rejection
 
 __all__ = ["SqlOutboxStore"]
 
 LONGEST_RETRY_SECONDS = 300.0
-FAIRNESS = 4  # a bucket may give that many times its even share of a claim, so that a full one is not starved
 MAX_ERROR_CHARACTERS = 2_000
 
 row, lease_of = OutboxMessage, OutboxLease
-_waiting = row.parked_at.is_(None)
 
 
 class SqlOutboxStore:
@@ -63,6 +51,7 @@ class SqlOutboxStore:
             engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._engine, self._max_attempts = engine, max_attempts
         self._sent = SentRows(engine, keep) if keep else None
+        self._idle = True
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
@@ -73,8 +62,13 @@ class SqlOutboxStore:
         """
         if self._sent is not None:
             await self._sent.check()
-        if not await self._anything_to_send():
+        if self._idle and not await self._anything_to_send():
             return []
+        rows = await self._claim(relay, limit, lease)
+        self._idle = not rows
+        return rows
+
+    async def _claim(self, relay: str, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
         async with self._engine.begin() as connection:
             buckets = await self._free_buckets(connection, relay)
             if not buckets:
@@ -85,8 +79,7 @@ class SqlOutboxStore:
                 .values(owner=relay, until=now_seconds() + lease.total_seconds())
             )
             replays = 0 if self._sent is None else await self._sent.replays(connection)
-            found = await connection.execute(*_first_rows(buckets, limit, connection.dialect.name))
-            rows = [_outbox_row(one, replays) for one in found]
+            rows = [outbox_row(one, replays) for one in await first_rows(connection, buckets, limit)]
             if not rows:  # sent by others just now: nobody is to wait for a lease on nothing
                 await connection.rollback()
             return rows
@@ -95,16 +88,16 @@ class SqlOutboxStore:
         """An idle relay must not take a write lock each time it looks."""
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
-            return await connection.scalar(_first_bucket()) is not None
+            return await connection.scalar(first_bucket()) is not None
 
     async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
         too.
         """
         if self._engine.dialect.name in MYSQL:
-            has_rows = await _mysql_has_rows(connection)
+            has_rows = await mysql_has_rows(connection)
         else:
-            has_rows = _first_bucket(row.bucket >= lease_of.bucket).scalar_subquery() == lease_of.bucket
+            has_rows = first_bucket(row.bucket >= lease_of.bucket).scalar_subquery() == lease_of.bucket
         free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
         query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
         buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
@@ -116,8 +109,8 @@ class SqlOutboxStore:
         """See :meth:`reliamq.spi.OutboxStore.settle`.  One transaction."""
         async with self._engine.begin() as connection:
             if self._sent is None:
-                for positions in chunks(sorted(one.position for one in confirmed)):
-                    await connection.execute(delete(row).where(row.position.in_(positions)))
+                for chosen in these(connection, row, [one.position for one in confirmed]):
+                    await connection.execute(delete(row).where(chosen))
             else:
                 await self._sent.take_over(connection, confirmed)
             for one, rejection in rejected:
@@ -146,9 +139,9 @@ class SqlOutboxStore:
         query = select(
             func.count(),
             func.count(row.parked_at),
-            now_seconds() - func.min(case((_waiting, row.created_at))),
-            func.count(case((_waiting & (row.attempts > 0), 1))),
-            func.max(case((_waiting, row.attempts))),
+            now_seconds() - func.min(case((waiting, row.created_at))),
+            func.count(case((waiting & (row.attempts > 0), 1))),
+            func.max(case((waiting, row.attempts))),
         ).select_from(row)
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
@@ -159,13 +152,16 @@ class SqlOutboxStore:
 
     async def parked(self, *, limit: int) -> Sequence[ParkedRow]:
         """See :meth:`reliamq.spi.OutboxStore.parked`."""
-        query = select(row).where(row.parked_at.is_not(None)).order_by(row.position).limit(limit)
+        query = (
+            select(row.error, row.parked_at, *ROW_COLUMNS)
+            .where(row.parked_at.is_not(None))
+            .order_by(row.position)
+            .limit(limit)
+        )
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
             found = (await connection.execute(query)).all()
-        return [
-            ParkedRow(_outbox_row(one), one.error or "", datetime.fromtimestamp(one.parked_at, UTC)) for one in found
-        ]
+        return [ParkedRow(outbox_row(one), error or "", datetime.fromtimestamp(at, UTC)) for error, at, *one in found]
 
     async def requeue(self, message_ids: Sequence[str] | None) -> int:
         """See :meth:`reliamq.spi.OutboxStore.requeue`."""
@@ -210,103 +206,3 @@ class SqlOutboxStore:
                 "sent from then on can be"
             )
         return self._sent
-
-
-def _held_back(bucket: Any = row.bucket) -> Any:
-    """Whether an earlier row of the same key waits for its retry (O3).
-
-    bucket: the row's, or a constant: MySQL uses the index on (bucket, available_at) whole with that alone.
-    """
-    earlier = aliased(row, name="earlier")
-    return (
-        select(earlier.position)
-        .where(
-            earlier.bucket == bucket,
-            earlier.parked_at.is_(None),
-            text("earlier.available_at > 0"),  # as the partial index says it
-            earlier.available_at > now_seconds(),
-            earlier.key == row.key,
-            earlier.topic == row.topic,
-        )
-        .exists()
-    )
-
-
-_due = (_waiting, row.available_at <= now_seconds())
-_may_go = (*_due, ~_held_back())
-
-
-def _first_bucket(*conditions: Any) -> Select[Any]:
-    """The first bucket with a row that may go.
-
-    Asked for in the order of the index on (bucket, position), and with a range where ``=`` would mean the same: a
-    planner that guesses wrong how full a bucket is can then not choose to read the whole table (O6).
-    """
-    return select(row.bucket).where(*conditions, *_may_go).order_by(row.bucket, row.position).limit(1)
-
-
-async def _mysql_has_rows(connection: AsyncConnection) -> Any:
-    """Whether a bucket has rows that may go.  MySQL reads its index from the beginning for a range of an outer row, and
-    looks at every row of a bucket for those that are held back, unless it is asked bucket by bucket.
-    """
-    somewhere = row.bucket.in_(range(BUCKETS))  # a range of the index for each
-    later = select(row.bucket).where(somewhere, _waiting, row.available_at > now_seconds()).distinct()
-    held = (await connection.scalars(later)).all()
-    ready = [bucket for bucket in held if await connection.scalar(_mysql_first(literal(bucket), 1)) is not None]
-    # Not EXISTS, of which it makes a join with the whole table
-    first = select(row.bucket).where(row.bucket == lease_of.bucket, *_due).order_by(row.position).limit(1)
-    free_of_holds = lease_of.bucket.not_in(held) & first.scalar_subquery().is_not(None)
-    return or_(lease_of.bucket.in_(ready), free_of_holds)
-
-
-def _mysql_first(bucket: Any, limit: Any) -> Select[Any]:
-    """The first rows of one bucket that may go."""
-    may_go = (row.bucket == bucket, *_due, ~_held_back(bucket))
-    return select(row.position).where(*may_go).order_by(row.position).limit(limit)
-
-
-@cache  # one for each number of buckets: making it anew costs more than the database's work
-def _first_rows_of(buckets: int, dialect: str) -> Select[Any]:
-    """The first rows of so many buckets, each by the index: one ORDER BY over all would sort the whole backlog (O6).
-
-    MySQL sorts a whole bucket unless it is asked for with ``=``, and looks for each row of the table in an IN list.
-    Parameters: bucket_0 and so on, share (most of one bucket), limit.
-    """
-    share, limit = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
-    firsts = []
-    for number in range(buckets):
-        bucket = bindparam(f"bucket_{number}", type_=Integer)
-        if dialect in MYSQL:
-            first = _mysql_first(bucket, share)
-        else:  # a range, as above
-            first = select(row.position).where(row.bucket.between(bucket, bucket), *_may_go)
-            first = first.order_by(row.bucket, row.position).limit(share)
-        firsts.append(select(first.subquery()))
-    union = union_all(*firsts)
-    if dialect in MYSQL:
-        chosen = union.subquery()
-        return select(row).join(chosen, chosen.c.position == row.position).order_by(row.position).limit(limit)
-    return select(row).where(row.position.in_(union)).order_by(row.position).limit(limit)
-
-
-def _first_rows(buckets: Sequence[int], limit: int, dialect: str) -> tuple[Select[Any], dict[str, int]]:
-    share = limit if len(buckets) == 1 else FAIRNESS * limit // len(buckets) + 1
-    chosen = {f"bucket_{number}": bucket for number, bucket in enumerate(buckets)}
-    return _first_rows_of(len(buckets), dialect), {**chosen, "share": share, "limit": limit}
-
-
-def _outbox_row(found: Any, replays: int = 0) -> OutboxRow:
-    message = Message(
-        topic=found.topic,
-        body=bytes(found.body),
-        id=found.message_id,
-        type=found.type,
-        source=found.source,
-        time=datetime.fromisoformat(found.time),
-        key=None if found.key is None else bytes(found.key),
-        content_type=found.content_type,
-        sequence=found.position,
-        only_group=found.only_group,
-        headers=MappingProxyType(json.loads(found.headers)) if found.headers else NO_HEADERS,
-    )
-    return OutboxRow(found.position, message, found.attempts, replays)
