@@ -15,6 +15,8 @@ import anyio
 import pytest
 
 from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Publisher, Rejection
+from reliamq_kafka.consuming.membership import Membership
+from reliamq_kafka.delays.shift import open_shift
 from reliamq_kafka.publisher import open_publisher
 from reliamq_kafka.settings import KafkaSettings, read_settings
 from reliamq_kafka.wire.admin import open_admin
@@ -174,3 +176,25 @@ async def test_connecting_that_is_cancelled_anywhere_leaves_no_connection_behind
                 pass
     await anyio.sleep(0.2)
     gc.collect()
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100])
+async def test_a_member_that_is_cancelled_anywhere_while_it_joins_leaves_no_connection_behind(
+    settings: KafkaSettings, milliseconds: int
+) -> None:
+    topic = await create_topic(settings)
+    async with open_admin(settings) as admin:
+        membership = Membership(admin, settings, topic, "g")
+        joining = asyncio.create_task(membership.join())
+        await asyncio.sleep(milliseconds / 1000)
+        joining.cancel()
+        await asyncio.wait({joining})
+        with anyio.move_on_after(milliseconds / 1000):
+            async with open_shift(admin, settings, topic, carry):
+                pass
+    await anyio.sleep(0.2)
+    gc.collect()
+
+
+async def carry(records: object) -> object:
+    raise AssertionError("there is nothing to carry")

@@ -30,7 +30,7 @@ from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_
 from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
-from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time
+from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time, join_group, stop
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
@@ -112,9 +112,8 @@ class Membership(Presence):
     async def join(self) -> None:
         """Fetch what is this member's until nobody asks any more."""
         consumer, listener = self._new_consumer(), _Listener(self)
-        consumer.subscribe([self._topic], listener=listener)
         try:
-            await answered_in_time(self._settings, self._group, consumer.start())
+            await answered_in_time(self._settings, self._group, join_group(consumer, self._topic, listener))
             self.commits.consumer = consumer
             await self._fetch_until_idle(consumer)
         finally:
@@ -180,7 +179,7 @@ class Membership(Presence):
         await self._write_all()
         self._drop(list(self.windows))
         self.commits.consumer, listener.deaf = None, True
-        await close_in_time(consumer.stop(), f"the member of group {self._group}")
+        await close_in_time(stop(consumer), f"the member of group {self._group}")
 
     # --- partitions come and go ------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from reliamq_kafka.delays.carrier import Carrier
 from reliamq_kafka.delays.delayed import due_at
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin
-from reliamq_kafka.wire.consumers import ANSWER_SECONDS, SAFE_READING, answered_in_time, bounded
+from reliamq_kafka.wire.consumers import ANSWER_SECONDS, SAFE_READING, answered_in_time, bounded, join_group, stop
 
 __all__ = ["Shift", "open_shift"]
 
@@ -163,10 +163,9 @@ async def open_shift(admin: Admin, settings: KafkaSettings, name: str, carrier: 
         max_poll_interval_ms=int(settings.poll_interval_seconds * 1000),
     )
     shift = Shift(consumer, admin, settings, name, carrier)
-    consumer.subscribe([name], listener=shift)
     try:
         async with bounded(settings, f"joining {name}", 2 * ANSWER_SECONDS):
-            await consumer.start()
+            await join_group(consumer, name, shift)
         yield shift
     finally:
-        await close_in_time(consumer.stop(), f"the member of group {name}")
+        await close_in_time(stop(consumer), f"the member of group {name}")

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
+from reliamq_kafka.wire.connecting import UNREACHABLE, cut_off, unreachable
 
 __all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]
 
@@ -227,9 +228,19 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
     client = AIOKafkaAdminClient(**settings.connection())
     try:
         try:
-            await start_whole(client.start(), client.close, "an admin client")
+            await start_whole(client.start(), partial(_close, client), "an admin client")
         except UNREACHABLE as error:
             raise await unreachable(settings, error) from error
         yield Admin(client, settings)
     finally:
-        await close_in_time(client.close(), "an admin client")
+        await close_in_time(_close(client), "an admin client")
+
+
+async def _close(client: AIOKafkaAdminClient) -> None:
+    """Also one that started after it was closed.  Cancelled, by the end of the event loop: its connections are closed
+    at once.
+    """
+    try:
+        await client._client.close()
+    finally:
+        cut_off(client._client)

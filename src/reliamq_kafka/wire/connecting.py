@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable
 
 from aiokafka import errors
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import SaslAuthenticateRequest_v0, SaslAuthenticateRequest_v1
@@ -21,7 +22,7 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest_v0, SaslAuthenticate
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
 
-__all__ = ["UNREACHABLE", "unreachable"]
+__all__ = ["UNREACHABLE", "cut_off", "unreachable"]
 
 UNREACHABLE = (KafkaError, OSError, ValueError)
 """What connecting raises; ValueError is the client's for a server that fails to prove that it knows the password."""
@@ -141,6 +142,14 @@ async def _closed_for_good(connection: AIOKafkaConnection) -> None:
     closing = connection.close()
     if closing is not None:
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+
+
+def cut_off(client: AIOKafkaClient) -> None:
+    """Close a client's connections without waiting, those too that it made while it was closed."""
+    if client._sync_task is not None:
+        client._sync_task.cancel()
+    for connection in client._conns.values():
+        connection.close()
 
 
 class _WithoutPasswords(logging.Filter):

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
+import aiokafka
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.connecting import UNREACHABLE, unreachable
+from reliamq_kafka.wire.connecting import UNREACHABLE, cut_off, unreachable
 
-__all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "open_consumer"]
+__all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "join_group", "open_consumer", "stop"]
 
 T = TypeVar("T")
 ANSWER_SECONDS = 30.0
@@ -57,6 +59,32 @@ async def answered_in_time(settings: KafkaSettings, group: str, call: Coroutine[
     return calling.result()
 
 
+async def join_group(consumer: AIOKafkaConsumer, topic: str, listener: aiokafka.ConsumerRebalanceListener) -> None:
+    """Start a consumer as a member of its group and wait until the group has settled; how long is up to the caller.
+
+    Raises the client's exceptions.  Cancelled: it must be stopped, and leaves no connection behind.
+    """
+    # First without a topic, which is short: who is cancelled in there lets it come to its end
+    await start_whole(consumer.start(), partial(_stop_started, consumer), "a member")
+    consumer.subscribe([topic], listener=listener)
+    await consumer._client._wait_on_metadata(topic)  # as its start does; it raises what is not allowed
+    await consumer._subscription.wait_for_assignment()
+
+
+async def stop(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer.  Cancelled, by the end of the event loop: its connections are closed at once."""
+    try:
+        await consumer.stop()
+    finally:
+        cut_off(consumer._client)
+
+
+async def _stop_started(consumer: AIOKafkaConsumer) -> None:
+    """Also one that was told to stop before it had started."""
+    consumer._closed = False
+    await stop(consumer)
+
+
 @asynccontextmanager
 async def open_consumer(
     settings: KafkaSettings, group_id: str | None = None, **options: object
@@ -69,9 +97,9 @@ async def open_consumer(
     try:
         async with bounded(settings, "connecting"):
             try:
-                await start_whole(consumer.start(), consumer.stop, "a consumer")
+                await start_whole(consumer.start(), partial(_stop_started, consumer), "a consumer")
             except UNREACHABLE as error:
                 raise await unreachable(settings, error) from error
         yield consumer
     finally:
-        await close_in_time(consumer.stop(), "a consumer")
+        await close_in_time(stop(consumer), "a consumer")
