@@ -4,7 +4,7 @@
 
 relay: from the table to Kafka, by two relays, beside the bare loop: it locks 500 rows that nobody else has (SKIP
 LOCKED), sends them all, waits for the confirms, deletes them, and keeps no order.  Rows of about 250 bytes, 1,000 keys,
-topics of three replicas.
+topics of three replicas.  faststream-outbox keeps no order either; it gets a tenth of the rows.
 backlog: reliamq's rate at ROWS and at ten thousand.
 foreign: beside a transaction of somebody else that is open all the while and keeps dead rows from being removed.
 latency: from the commit to the confirm, one message at a time: woken in the application's process, and by polling.
@@ -34,6 +34,7 @@ from tests.servers.postgresql import run_postgresql
 from benchmarks.kafka_backlog import fresh_topics, url_of
 from benchmarks.kept_rows import Order, fill, orders, tidy
 from benchmarks.measuring import Rates, Reading
+from benchmarks.outbox_faststream import relayed
 from reliamq import outbox
 from reliamq.backends import open_backend
 from reliamq.database import open_engine
@@ -116,6 +117,7 @@ async def relay(cluster: KafkaCluster, url: str, engine: AsyncEngine, rows: int)
             await rates.take("bare", bare(cluster, url, engine, theirs, rows))
             await filled(engine, own, rows)
             await rates.take("reliamq", ours(cluster, engine, rows))
+            await rates.take("faststream-outbox", relayed(cluster, url, theirs, rows // 10))
     rates.show()
 
 

@@ -106,12 +106,12 @@ def _mysql_first(bucket: Any, limit: Any) -> Select[Any]:
 
 async def first_rows(connection: AsyncConnection, buckets: Sequence[int], limit: int) -> Sequence[Sequence[Any]]:
     """``ROW_COLUMNS`` of the first rows of these buckets, each by the index: one ORDER BY over all would sort the whole
-    backlog (O6).  Changes how the rest of the transaction is planned.
+    backlog (O6).  Changes how the rest of the transaction is planned, and how it commits.
     """
     share = limit if len(buckets) == 1 else FAIRNESS * limit // len(buckets) + 1
     dialect = connection.dialect.name
     if dialect == "postgresql":
-        await connection.execute(_BY_INDEX)
+        await connection.execute(_FOR_THIS_TRANSACTION)
         chosen: dict[str, Any] = {"buckets": buckets}
         query = _POSTGRESQL_FIRST_ROWS
     else:
@@ -152,7 +152,11 @@ def _first_of_range(bucket: Any) -> Select[Any]:
     return first.order_by(row.bucket, row.position).limit(SHARE)
 
 
-_BY_INDEX = select(*[func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS])
+_FOR_THIS_TRANSACTION = select(
+    *[func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS],
+    # A claim need not outlive the database's crash: taken back, it is a lease that ended early
+    func.set_config("synchronous_commit", "off", True),
+)
 _POSTGRESQL_FIRST_ROWS = _postgresql_first_rows()
 
 
