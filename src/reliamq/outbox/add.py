@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, event
+from sqlalchemy import BigInteger, BindParameter, ColumnElement, Connection, MetaData, TypeDecorator, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, object_session
 
@@ -32,6 +32,34 @@ HAS_ADDED = "reliamq_has_added"
 """There: that it has flushed messages since its last commit."""
 TO_LOCK = "reliamq_to_lock"
 """There, during a flush: the keys whose messages it will insert."""
+
+
+class _Position(TypeDecorator[int]):
+    """In an INSERT, a position that is drawn when the key is locked whose number it is given (PostgreSQL).
+
+    As a type it is part of the statement, so that SQLAlchemy finds the compiled one again; as a value of the row it
+    would be compiled anew each time.
+    """
+
+    impl = BigInteger
+    cache_ok = True
+
+    def bind_expression(self, bindparam: BindParameter[int]) -> ColumnElement[int]:
+        return locked_position(bindparam)
+
+
+_new_rows = OutboxMessage.metadata.tables[OutboxMessage.__tablename__].to_metadata(MetaData())
+_new_rows.c.position.type = _Position()
+
+
+class _NewMessage(OutboxMessage):
+    """A message while it is added: known by its id, so that nobody asks which position it got.
+
+    position: the number of its key's lock, on PostgreSQL; or None.
+    """
+
+    __table__ = _new_rows
+    __mapper_args__ = {"concrete": True, "primary_key": [_new_rows.c.message_id], "eager_defaults": False}  # noqa: RUF012
 
 
 def add(
@@ -72,10 +100,10 @@ def add_all(
 
 def _add(session: Session | AsyncSession, messages: Sequence[Message]) -> None:
     plain = session.sync_session if isinstance(session, AsyncSession) else session
-    bind = plain.get_bind(OutboxMessage)
+    bind = plain.get_bind(_NewMessage)
     refuse_autocommit(bind.get_execution_options(), bind.dialect)
     plain.info[ADDS] = True
-    plain.add_all([OutboxMessage(**columns_of(message)) for message in messages])
+    plain.add_all([_NewMessage(**columns_of(message)) for message in messages])
 
 
 # On all sessions: to listen on each one would cost half of what an INSERT does.
@@ -84,24 +112,24 @@ def _before_flush(session: Session, _context: object, _instances: object) -> Non
     """Before positions are drawn, each key is locked until the end of the transaction."""
     if ADDS not in session.info:
         return
-    added = [one for one in session.new if isinstance(one, OutboxMessage)]
+    added = [one for one in session.new if isinstance(one, _NewMessage)]
     if not added:
         return
-    ours = {"mapper": OutboxMessage}  # a session may have several databases
+    ours = {"mapper": _NewMessage}  # a session may have several databases
     connection = session.connection(bind_arguments=ours)
     refuse_autocommit(connection.get_execution_options(), connection.dialect)
     need_transaction(connection.connection.driver_connection, of_sqlalchemy=True)
     numbers = {lock_number(one.topic, one.key): one for one in added if one.key is not None}
     if len(added) == 1 and numbers and connection.dialect.name == "postgresql":
         ((number, alone),) = numbers.items()
-        alone.position = locked_position(number)  # a value in SQL: it spares a round trip
+        alone.position = number  # the lock is part of the INSERT: it spares a round trip
         numbers = {}
     session.info[TO_LOCK] = numbers.keys()
     session.info[HAS_ADDED] = True
 
 
-@event.listens_for(OutboxMessage, "before_insert")
-def _before_insert(_mapper: object, connection: Connection, message: OutboxMessage) -> None:
+@event.listens_for(_NewMessage, "before_insert")
+def _before_insert(_mapper: object, connection: Connection, message: _NewMessage) -> None:
     """When it is the messages' turn in the flush, and not before: a lock that is part of the INSERT comes then, too, so
     that whoever changes a row and adds a message of its key takes both in the same order.
     """

@@ -69,7 +69,7 @@ class locked_position(FunctionElement[int]):  # noqa: N801  # reads as an SQL fu
 def _postgresql_locked_position(element: locked_position, compiler: SQLCompiler, **options: Any) -> str:
     """Only CASE has an order in which it is evaluated (PostgreSQL's documentation, "Expression Evaluation Rules")."""
     (number,) = element.clauses
-    key = compiler.process(number, **options)
+    key = compiler.process(number, **options) + "::integer"
     shared = f"pg_advisory_xact_lock_shared({SLOT_SPACE}, {key} & {SLOTS - 1})"
     alone = f"pg_advisory_xact_lock({KEY_SPACE}, {key})"
     drawn = f"nextval(pg_get_serial_sequence('{OutboxMessage.__tablename__}', '{OutboxMessage.position.key}'))"
