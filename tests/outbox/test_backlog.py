@@ -30,9 +30,9 @@ COUNTERS = {
 @pytest.mark.parametrize("retrying", [0, 1], ids=["nothing-retried", "one-retried"])
 async def test_a_claim_reads_no_more_of_a_large_table_than_of_a_small_one(engine: AsyncEngine, retrying: int) -> None:
     await _fill(engine, FEW, retrying)
-    of_few = await _rows_read_by_a_claim(engine)
+    of_few = await rows_read_by_a_claim(engine)
     await _fill(engine, MANY, 0)
-    of_many = await _rows_read_by_a_claim(engine)
+    of_many = await rows_read_by_a_claim(engine)
 
     assert of_many < 2 * of_few + 2_000
 
@@ -50,17 +50,17 @@ async def _fill(engine: AsyncEngine, rows: int, retrying: int) -> None:
         await connection.execute(text(f"ANALYZE {table}" if _is_postgresql(engine) else f"ANALYZE TABLE {table}"))
 
 
-async def _rows_read_by_a_claim(engine: AsyncEngine) -> int:
+async def rows_read_by_a_claim(engine: AsyncEngine) -> int:
     store = SqlOutboxStore(engine)
-    before = await _rows_read(engine)
+    before = await rows_read(engine)
     rows = await store.claim("one", limit=500, lease=timedelta(seconds=30))
-    read = await _rows_read(engine) - before
+    read = await rows_read(engine) - before
     assert len(rows) == 500
     await store.settle("one", confirmed=[], rejected=[])
     return read
 
 
-async def _rows_read(engine: AsyncEngine) -> int:
+async def rows_read(engine: AsyncEngine) -> int:
     async with engine.connect() as connection:
         if _is_postgresql(engine):
             await _have_all_told(connection)

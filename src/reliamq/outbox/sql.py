@@ -24,7 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from reliamq.database import MYSQL, READING, now_seconds
-from reliamq.outbox.claiming import ROW_COLUMNS, first_bucket, first_rows, mysql_has_rows, outbox_row, waiting
+from reliamq.outbox.claims import claims_on
+from reliamq.outbox.claims.rows import ROW_COLUMNS, outbox_row, waiting
 from reliamq.outbox.sent import CHUNK, SentRows, these
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 from reliamq.spi import ConfigurationError, KeptWindow, OutboxRow, OutboxStatus, ParkedRow, Rejection
@@ -51,7 +52,7 @@ class SqlOutboxStore:
             engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._engine, self._max_attempts = engine, max_attempts
         self._sent = SentRows(engine, keep) if keep else None
-        self._idle = True
+        self._claims, self._idle, self._replays = claims_on(engine), True, 0
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
@@ -62,6 +63,7 @@ class SqlOutboxStore:
         """
         if self._sent is not None:
             await self._sent.check()
+        await self._claims.prepare(idle=self._idle)
         if self._idle and not await self._anything_to_send():
             return []
         rows = await self._claim(relay, limit, lease)
@@ -79,7 +81,10 @@ class SqlOutboxStore:
                 .values(owner=relay, until=now_seconds() + lease.total_seconds())
             )
             replays = 0 if self._sent is None else await self._sent.replays(connection)
-            rows = [outbox_row(one, replays) for one in await first_rows(connection, buckets, limit)]
+            if replays != self._replays:
+                self._replays = replays
+                self._claims.forget()
+            rows = [outbox_row(one, replays) for one in await self._claims.first_rows(connection, buckets, limit)]
             if not rows:  # sent by others just now: nobody is to wait for a lease on nothing
                 await connection.rollback()
             return rows
@@ -88,16 +93,13 @@ class SqlOutboxStore:
         """An idle relay must not take a write lock each time it looks."""
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
-            return await connection.scalar(first_bucket()) is not None
+            return await self._claims.anything(connection)
 
     async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
         too.
         """
-        if self._engine.dialect.name in MYSQL:
-            has_rows = await mysql_has_rows(connection)
-        else:
-            has_rows = first_bucket(row.bucket >= lease_of.bucket).scalar_subquery() == lease_of.bucket
+        has_rows = await self._claims.has_rows(connection)
         free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
         query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
         buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
@@ -165,7 +167,10 @@ class SqlOutboxStore:
 
     async def requeue(self, message_ids: Sequence[str] | None) -> int:
         """See :meth:`reliamq.spi.OutboxStore.requeue`."""
-        return await self._change_parked(update(row).values(parked_at=None, attempts=0, available_at=0.0), message_ids)
+        back = update(row).values(parked_at=None, attempts=0, available_at=0.0)
+        requeued = await self._change_parked(back, message_ids)
+        self._claims.forget()
+        return requeued
 
     async def purge(self, message_ids: Sequence[str] | None) -> int:
         """See :meth:`reliamq.spi.OutboxStore.purge`."""
@@ -193,7 +198,9 @@ class SqlOutboxStore:
         self, *, since: datetime | timedelta, until: datetime | timedelta | None = None, topic: str | None = None
     ) -> int:
         """See :meth:`reliamq.spi.OutboxStore.replay`."""
-        return await self._sent_rows().replay(since, until, topic)
+        replayed = await self._sent_rows().replay(since, until, topic)
+        self._claims.forget()
+        return replayed
 
     async def clean(self, *, limit: int) -> int:
         """See :meth:`reliamq.spi.OutboxStore.clean`."""

@@ -1,0 +1,56 @@
+"""Which rows a relay may send now, and in which order: the questions that a claim asks, in each database's own way.
+
+Each is written so that a planner that guesses wrong how many rows there are cannot choose to read the whole table (O6):
+the statistics of a table that is mostly empty say nothing about a backlog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from reliamq.database import MYSQL
+from reliamq.outbox.claims.mysql import MysqlClaims
+from reliamq.outbox.claims.postgresql import PostgresqlClaims
+from reliamq.outbox.claims.sqlite import SqliteClaims
+
+__all__ = ["Claims", "claims_on"]
+
+
+class Claims(Protocol):
+    """What a claim asks a database, in this order."""
+
+    async def prepare(self, *, idle: bool) -> None:
+        """Before each claim: learn what makes its questions cheap.  idle: the last one found nothing."""
+        ...
+
+    def forget(self) -> None:
+        """Rows may have been put back."""
+        ...
+
+    async def anything(self, connection: AsyncConnection) -> bool:
+        """Whether any row may go."""
+        ...
+
+    async def has_rows(self, connection: AsyncConnection) -> ColumnElement[bool]:
+        """Whether the bucket of a lease has a row that may go: a condition on ``OutboxLease``.
+
+        Begins the transaction that leases buckets.
+        """
+        ...
+
+    async def first_rows(
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int
+    ) -> Sequence[Sequence[Any]]:
+        """``ROW_COLUMNS`` of the first rows of these buckets that may go, in the order of their positions."""
+        ...
+
+
+def claims_on(engine: AsyncEngine) -> Claims:
+    """Those of the engine's database."""
+    if engine.dialect.name == "postgresql":
+        return PostgresqlClaims(engine)
+    return MysqlClaims() if engine.dialect.name in MYSQL else SqliteClaims()

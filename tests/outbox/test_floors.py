@@ -1,0 +1,189 @@
+"""Where rows begin, on PostgreSQL: removed rows that somebody might still see cost nothing, and no row is passed over
+(O3 O6).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+
+import anyio
+import pytest
+from sqlalchemy import text, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from reliamq import outbox
+from reliamq.database import open_engine
+from reliamq.outbox import OutboxMessage, SqlOutboxStore
+from reliamq.outbox.claims import floors
+from reliamq.spi import OutboxRow
+from tests.servers.postgresql import run_postgresql
+
+from .conftest import Order, Recorder, add, orders, relaying, until
+from .test_backlog import rows_read
+
+pytestmark = pytest.mark.anyio
+both_drivers = pytest.mark.parametrize("database", ["psycopg", "asyncpg"], indirect=True)
+on_postgresql = pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+LEASE, ACCOUNTS = timedelta(seconds=30), 300
+"""More accounts than buckets, so that all buckets have rows."""
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each claim looks where rows begin, and none from the beginning."""
+    monkeypatch.setattr(floors, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(floors, "WHOLE_SECONDS", 1e9)
+
+
+async def send_all(store: SqlOutboxStore, name: str = "one") -> list[OutboxRow]:
+    """What claims give until there is nothing, each confirmed."""
+    sent: list[OutboxRow] = []
+    while rows := await store.claim(name, limit=100, lease=LEASE):
+        await store.settle(name, confirmed=rows, rejected=[])
+        sent.extend(rows)
+    return sent
+
+
+def numbers_of(account: str, rows: Sequence[OutboxRow]) -> list[int]:
+    found = [Order.model_validate_json(one.message.body) for one in rows]
+    return [order.number for order in found if order.account == account]
+
+
+async def add_everywhere(engine: AsyncEngine, number: int) -> None:
+    await add(engine, *((f"a-{account}", number) for account in range(ACCOUNTS)))
+
+
+@both_drivers
+async def test_a_message_whose_transaction_ends_late_is_not_passed_over(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    async with AsyncSession(engine) as late, late.begin():
+        outbox.add(late, orders, Order(account="late", number=1))
+        await late.flush()
+        for number in range(4):
+            await add_everywhere(engine, number)
+            assert len(await send_all(store)) == ACCOUNTS
+    await add(engine, ("late", 2))
+
+    assert numbers_of("late", await send_all(store)) == [1, 2]
+
+
+@on_postgresql
+async def test_what_is_rolled_back_keeps_nothing_back(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    async with AsyncSession(engine) as session:
+        outbox.add(session, orders, Order(account="a", number=1))
+        await session.flush()
+        await session.rollback()
+    for number in range(3):
+        await add_everywhere(engine, number)
+        assert len(await send_all(store)) == ACCOUNTS
+
+    assert min(store._claims._floors.positions) > 2 * ACCOUNTS  # type: ignore[attr-defined]
+
+
+@both_drivers
+async def test_a_claim_does_not_look_at_removed_rows_that_an_open_transaction_might_see(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    async with engine.connect() as other:
+        await other.execution_options(isolation_level="REPEATABLE READ")
+        await other.execute(text("SELECT pg_current_xact_id()"))
+        for number in range(20):
+            await add_everywhere(engine, number)
+            await send_all(store)
+        await add_everywhere(engine, 20)
+        before = await rows_read(engine)
+        assert len(await store.claim("one", limit=ACCOUNTS, lease=LEASE)) > ACCOUNTS // 4
+        read = await rows_read(engine) - before
+
+    assert read < 10 * ACCOUNTS
+
+
+@on_postgresql
+async def test_rows_that_are_put_back_by_somebody_else_are_found_again(
+    engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(engine, ("a", 1))
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(parked_at=1.0))
+    for number in range(3):
+        await add_everywhere(engine, number)
+        await send_all(store)
+    assert await SqlOutboxStore(engine).requeue(None) == 1
+    assert await send_all(store) == []
+
+    monkeypatch.setattr(floors, "WHOLE_SECONDS", 0.0)
+    assert numbers_of("a", await send_all(store)) == [1]
+
+
+async def test_a_prepared_transaction_is_still_at_work_also_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its locks have another name then."""
+    with run_postgresql(max_prepared_transactions="2") as server, server.fresh_database() as url:
+        async with open_engine(url) as engine:
+            await outbox.create_tables_async(engine)
+            store = SqlOutboxStore(engine)
+            await add_everywhere(engine, 0)
+            await send_all(store)
+            async with engine.connect() as connection:
+                session = AsyncSession(connection)
+                outbox.add(session, orders, Order(account="late", number=1))
+                await session.flush()
+                await add_everywhere(engine, 1)
+                with monkeypatch.context() as seldom:
+                    seldom.setattr(floors, "LOOK_SECONDS", 1e9)
+                    await send_all(store)
+                await add_everywhere(engine, 2)  # it looks, and knows of a later position by now
+                await send_all(store)
+                await connection.execute(text("PREPARE TRANSACTION 'late'"))
+                await connection.invalidate()
+            server.process.kill()
+            server.process.start()
+            await engine.dispose()
+            for number in range(3, 6):
+                await add_everywhere(engine, number)
+                await send_all(store)
+            async with engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.execute(text("COMMIT PREPARED 'late'"))
+            await add(engine, ("late", 2))
+
+            assert numbers_of("late", await send_all(store)) == [1, 2]
+
+
+@on_postgresql
+@pytest.mark.parametrize("seed", range(2))
+async def test_whoever_commits_when_each_key_is_sent_in_the_order_of_its_commits(
+    engine: AsyncEngine, seed: int
+) -> None:
+    """Two relays, each with floors of its own."""
+    dice, recorder, turns = random.Random(seed), Recorder(), iter(range(600))
+    committed = defaultdict[str, list[int]](list)
+
+    async def book() -> None:
+        for number in turns:
+            account = f"a-{dice.randrange(40)}"
+            async with AsyncSession(engine) as session:
+                outbox.add(session, orders, Order(account=account, number=number))
+                await session.flush()
+                await anyio.sleep(dice.choice([0, 0, 0.005, 0.1]))
+                if dice.random() < 0.2:
+                    await session.rollback()
+                    continue
+                committed[account].append(number)  # the key is locked until the commit
+                await session.commit()
+
+    async def empty() -> bool:
+        return (await SqlOutboxStore(engine).status()).waiting == 0
+
+    async with relaying(SqlOutboxStore(engine), recorder), relaying(SqlOutboxStore(engine), recorder):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(book)
+        await until(empty)
+
+    assert {account: recorder.numbers(account) for account in committed} == committed
