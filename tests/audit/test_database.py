@@ -92,6 +92,24 @@ async def test_standbys_that_nobody_waits_for_are_a_risk(postgresql_url: str) ->
     assert standbys.severity is Severity.RISKS
 
 
+async def test_other_roles_that_do_not_wait_for_the_disk_are_a_risk(postgresql_url: str) -> None:
+    database = make_url(postgresql_url).database
+    execute(
+        postgresql_url,
+        "CREATE ROLE hasty LOGIN",
+        "CREATE ROLE elsewhere LOGIN",
+        f"ALTER ROLE hasty IN DATABASE {database} SET synchronous_commit = off",
+        "ALTER ROLE elsewhere IN DATABASE postgres SET synchronous_commit = off",
+    )
+    try:
+        findings = await audited(postgresql_url)
+    finally:
+        execute(postgresql_url, "DROP ROLE hasty", "DROP ROLE elsewhere")
+
+    (others,) = [one for one in findings if one.setting == "synchronous_commit of other roles"]
+    assert (others.severity, others.found) == (Severity.RISKS, "hasty")
+
+
 async def test_the_tables_that_reliamq_makes_are_logged(postgresql_url: str) -> None:
     async with open_engine(postgresql_url) as engine:
         await outbox.create_tables_async(engine)

@@ -70,6 +70,17 @@ POSTGRESQL = (
         "Set synchronous_commit = on, also for this role and database (ALTER ROLE … SET, ALTER DATABASE … SET).",
     ),
     _Rule(
+        "synchronous_commit of other roles",
+        """SELECT coalesce(string_agg(DISTINCT rolname::text, ', '), 'none') FROM pg_db_role_setting
+        JOIN pg_roles ON pg_roles.oid = setrole LEFT JOIN pg_database ON pg_database.oid = setdatabase
+        WHERE 'synchronous_commit=off' = ANY (setconfig) AND coalesce(datname, current_database()) = current_database()
+        AND rolname <> current_user""",
+        ("none",),
+        Severity.RISKS,
+        "What these roles commit may not be on the disk when COMMIT answers; a crash loses it, with its messages.",
+        "ALTER ROLE … RESET synchronous_commit (and … IN DATABASE …), where the role adds messages or handles them.",
+    ),
+    _Rule(
         "synchronous standbys",
         """SELECT CASE WHEN current_setting('synchronous_standby_names') = '' THEN 'none'
         WHEN current_setting('synchronous_commit') = 'local' THEN 'not waited for' ELSE 'waited for' END""",
