@@ -90,9 +90,9 @@ def _sqlite_clock(*_: Any, **__: Any) -> str:
 
 @compiles(now_seconds, "postgresql")
 def _postgresql_clock(*_: Any, **__: Any) -> str:
-    # As a subquery it is asked once for the statement.  statement_timestamp() would be the same, but the planner knows
-    # its value, takes nearly every row for due, and reads the whole table.
-    return "(SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision))"
+    # Twice in a statement it is the same, which clock_timestamp() is not.  A subquery, because a planner that knows its
+    # value takes nearly every row for due, and reads the whole table.
+    return "(SELECT CAST(extract(epoch FROM statement_timestamp()) AS double precision))"
 
 
 @compiles(now_seconds, "mysql")

@@ -10,14 +10,15 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import Engine, Integer, String, create_engine, event, func, insert, select, text
+from sqlalchemy import Engine, Integer, String, create_engine, event, func, insert, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
 
 from reliamq import outbox
-from reliamq.database import open_engine
+from reliamq.database import open_engine, open_sync_engine
 from reliamq.outbox import OutboxMessage, SqlOutboxStore
+from reliamq.outbox.key_locks import lock_number
 from reliamq.spi import ConfigurationError, InvalidMessage, TooLarge, TransactionRequired
 from reliamq.topics import Topic
 
@@ -258,7 +259,7 @@ class Shop(DeclarativeBase):
 
 
 class Aggregate(Shop):
-    """In a flush a class of this module comes before the outbox's: by their names."""
+    """In a flush, classes that have nothing to do with each other come in the order of their modules' names."""
 
     __module__ = "app.models"
     __tablename__ = "aggregate"
@@ -266,27 +267,98 @@ class Aggregate(Shop):
     version = mapped_column(Integer)
 
 
+class Basket(Shop):
+    __module__ = "shop.models"
+    __tablename__ = "basket"
+    name = mapped_column(String(20), primary_key=True)
+    version = mapped_column(Integer)
+
+
+@pytest.mark.parametrize("kind", [Aggregate, Basket])
 async def test_a_row_and_the_message_of_its_key_are_taken_in_one_order_however_many_messages_there_are(
-    postgresql_url: str,
+    postgresql_url: str, kind: type[Aggregate | Basket]
 ) -> None:
-    """Else two transactions on one row, one with a message and one with two, would end in a deadlock."""
+    """Else two transactions on one row would end in a deadlock: one that had the row before and one that had not, one
+    with a message and one with two.
+    """
     async with open_engine(postgresql_url) as engine:
         await outbox.create_tables_async(engine)
         async with engine.begin() as connection:
             await connection.run_sync(Shop.metadata.create_all)
-            await connection.execute(insert(Aggregate).values(name="a", version=0))
+            await connection.execute(insert(kind).values(name="a", version=0))
 
-        async def change(messages: int) -> None:
+        async def change(messages: int, locked: bool) -> None:
             async with AsyncSession(engine) as session, session.begin():
-                aggregate = await session.get_one(Aggregate, "a")
-                aggregate.version += 1
+                row = await session.get_one(kind, "a", with_for_update=locked)
+                row.version += 1
                 outbox.add_all(session, orders, [Order(account="a", number=1)] * messages)
 
         with anyio.fail_after(30):
             for _ in range(20):
                 async with anyio.create_task_group() as tasks:
                     for messages in (1, 2, 1, 2):
-                        tasks.start_soon(change, messages)
+                        for locked in (False, True):
+                            tasks.start_soon(change, messages, locked)
+
+
+async def test_what_is_added_while_the_session_flushes_locks_its_key_too(postgresql_url: str) -> None:
+    """As applications do that turn their own events into messages."""
+    async with open_engine(postgresql_url) as engine:
+        await outbox.create_tables_async(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+
+        class Publishing(Session):
+            """Its bookings become messages."""
+
+        @event.listens_for(Publishing, "before_flush")
+        def publish(session: Session, _context: object, _instances: object) -> None:
+            for booking in [one for one in session.new if isinstance(one, Booking)]:
+                outbox.add(session, orders, Order(account="a", number=booking.number))
+
+        async with AsyncSession(engine, sync_session_class=Publishing) as first:
+            first.add(Booking(number=1))
+            await first.flush()
+            async with (
+                AsyncSession(engine, sync_session_class=Publishing) as second,
+                anyio.create_task_group() as tasks,
+            ):
+                second.add(Booking(number=2))
+                tasks.start_soon(second.commit)
+                while not await _waiting_for_locks(engine):
+                    await anyio.sleep(0.01)
+                await first.commit()
+
+        recorder = Recorder()
+        await drain(SqlOutboxStore(engine), recorder)
+    assert recorder.numbers("a") == [1, 2]
+
+
+def test_a_session_that_binds_the_outbox_by_its_table_is_checked_on_that_database(tmp_path: Path) -> None:
+    other = create_engine(f"sqlite:///{tmp_path}/a.db")
+    by_itself = create_engine(f"sqlite:///{tmp_path}/b.db", isolation_level="AUTOCOMMIT")
+    outbox.create_tables(by_itself)
+    with Session(other, binds={OutboxMessage.__table__: by_itself}) as session, pytest.raises(TransactionRequired):
+        outbox.add(session, orders, Order(account="a", number=1))
+    with Session(binds={OutboxMessage.__table__: other}) as session:
+        outbox.create_tables(other)
+        outbox.add(session, orders, Order(account="a", number=1))
+        session.commit()
+        assert session.scalar(select(func.count()).select_from(OutboxMessage)) == 1
+    for engine in (other, by_itself):
+        engine.dispose()
+
+
+def test_a_key_whose_lock_has_the_lowest_of_all_numbers_can_be_added(postgresql_url: str) -> None:
+    """Written into the statement, as some cursors do, it is a minus sign and a number that is too large."""
+    key = "127JS9u"
+    assert lock_number("orders", key.encode()) == -(2**31)
+    with open_sync_engine(postgresql_url) as engine:
+        outbox.create_tables(engine)
+    place = make_url(postgresql_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(place, cursor_factory=psycopg.ClientCursor) as connection:
+        outbox.insert(connection, orders, Order(account=key, number=1))
+        assert connection.execute("SELECT count(*) FROM reliamq_outbox").fetchone() == (1,)
 
 
 async def _waiting_for_locks(engine: AsyncEngine) -> int:

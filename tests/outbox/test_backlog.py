@@ -37,13 +37,32 @@ async def test_a_claim_reads_no_more_of_a_large_table_than_of_a_small_one(engine
     assert of_many < 2 * of_few + 2_000
 
 
-async def _fill(engine: AsyncEngine, rows: int, retrying: int) -> None:
+@pytest.mark.parametrize("database", ["psycopg", "asyncpg"], indirect=True)
+async def test_what_was_planned_for_a_small_table_does_not_read_a_large_one(engine: AsyncEngine) -> None:
+    """A driver prepares what it executes often, and the database plans it once: when nearly nothing was there."""
+    store = SqlOutboxStore(engine)
+    for _ in range(20):
+        await _fill(engine, 3, 0)
+        rows = await store.claim("one", limit=500, lease=timedelta(seconds=30))
+        await store.settle("one", confirmed=rows, rejected=[])
+    await _fill(engine, MANY, 0, analyse=False)
+
+    before = await rows_read(engine)
+    rows = await store.claim("one", limit=500, lease=timedelta(seconds=30))
+    await store.settle("one", confirmed=rows, rejected=[])
+    assert len(rows) == 500
+    assert await rows_read(engine) - before < MANY // 2
+
+
+async def _fill(engine: AsyncEngine, rows: int, retrying: int, *, analyse: bool = True) -> None:
     messages = [orders.message(Order(account=f"a-{number % KEYS}", number=number)) for number in range(rows)]
     async with engine.begin() as connection:
         await connection.execute(insert(OutboxMessage), [columns_of(message) for message in messages])
         late = update(OutboxMessage).where(OutboxMessage.message_id == messages[0].id)
         if retrying:
             await connection.execute(late.values(available_at=now_seconds() + 3_600))
+    if not analyse:
+        return
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         table = OutboxMessage.__tablename__

@@ -156,6 +156,42 @@ async def test_a_prepared_transaction_is_still_at_work_also_after_a_restart(
 
 
 @on_postgresql
+async def test_rows_that_are_put_back_are_found_also_while_a_writer_stays(
+    engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(engine, ("a", 1))
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(parked_at=1.0))
+    for number in range(3):
+        await add_everywhere(engine, number)
+        await send_all(store)
+    async with AsyncSession(engine) as late, late.begin():
+        outbox.add(late, orders, Order(account="late", number=1))
+        await late.flush()
+        assert await SqlOutboxStore(engine).requeue(None) == 1
+        monkeypatch.setattr(floors, "WHOLE_SECONDS", 0.0)
+        assert numbers_of("a", await send_all(store)) == [1]
+
+
+@on_postgresql
+async def test_positions_that_begin_anew_are_found(
+    engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await add_everywhere(engine, number)
+        await send_all(store)
+    async with engine.begin() as connection:
+        await connection.execute(text("TRUNCATE reliamq_outbox RESTART IDENTITY"))
+    monkeypatch.setattr(floors, "WHOLE_SECONDS", 0.0)
+    await add(engine, ("a", 1))
+    assert numbers_of("a", await send_all(store)) == [1]
+    monkeypatch.setattr(floors, "WHOLE_SECONDS", 1e9)
+    for number in range(3):
+        await add_everywhere(engine, number)
+        assert len(await send_all(store)) == ACCOUNTS
+
+
+@on_postgresql
 @pytest.mark.parametrize("seed", range(2))
 async def test_whoever_commits_when_each_key_is_sent_in_the_order_of_its_commits(
     engine: AsyncEngine, seed: int

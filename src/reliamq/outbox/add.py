@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 from sqlalchemy import BigInteger, BindParameter, ColumnElement, Connection, MetaData, TypeDecorator, event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session, object_session
+from sqlalchemy.orm import Session, class_mapper, object_session
 
 from reliamq.outbox.connections import need_transaction, refuse_autocommit
 from reliamq.outbox.key_locks import check_locked, key_locks, lock_number, locked_position
@@ -26,12 +26,8 @@ from reliamq.topics import Topic
 __all__ = ["add", "add_all"]
 
 M = TypeVar("M", bound=BaseModel)
-ADDS = "reliamq_adds"
-"""In a session's ``info``: that messages are added to it."""
 HAS_ADDED = "reliamq_has_added"
-"""There: that it has flushed messages since its last commit."""
-TO_LOCK = "reliamq_to_lock"
-"""There, during a flush: the keys whose messages it will insert."""
+"""In a session's ``info``: that it has flushed messages since its last commit."""
 
 
 class _Position(TypeDecorator[int]):
@@ -55,11 +51,18 @@ _new_rows.c.position.type = _Position()
 class _NewMessage(OutboxMessage):
     """A message while it is added: known by its id, so that nobody asks which position it got.
 
-    position: the number of its key's lock, on PostgreSQL; or None.
+    position: the number of its key's lock, on PostgreSQL; or None.  It is not the one in the table, also afterwards.
+    locked: the keys of its flush are.
     """
 
+    locked = False
     __table__ = _new_rows
     __mapper_args__ = {"concrete": True, "primary_key": [_new_rows.c.message_id], "eager_defaults": False}  # noqa: RUF012
+
+
+# In a flush, tables that have nothing to do with each other come in the order of this name, else the module's.  Last, a
+# key is locked after the rows that its message is about, as it is where those came in an earlier flush
+class_mapper(OutboxMessage)._sort_key = "~"
 
 
 def add(
@@ -100,45 +103,40 @@ def add_all(
 
 def _add(session: Session | AsyncSession, messages: Sequence[Message]) -> None:
     plain = session.sync_session if isinstance(session, AsyncSession) else session
-    bind = plain.get_bind(_NewMessage)
+    bind = plain.get_bind(OutboxMessage)
     refuse_autocommit(bind.get_execution_options(), bind.dialect)
-    plain.info[ADDS] = True
     plain.add_all([_NewMessage(**columns_of(message)) for message in messages])
-
-
-# On all sessions: to listen on each one would cost half of what an INSERT does.
-@event.listens_for(Session, "before_flush")
-def _before_flush(session: Session, _context: object, _instances: object) -> None:
-    """Before positions are drawn, each key is locked until the end of the transaction."""
-    if ADDS not in session.info:
-        return
-    added = [one for one in session.new if isinstance(one, _NewMessage)]
-    if not added:
-        return
-    ours = {"mapper": _NewMessage}  # a session may have several databases
-    connection = session.connection(bind_arguments=ours)
-    refuse_autocommit(connection.get_execution_options(), connection.dialect)
-    need_transaction(connection.connection.driver_connection, of_sqlalchemy=True)
-    numbers = {lock_number(one.topic, one.key): one for one in added if one.key is not None}
-    if len(added) == 1 and numbers and connection.dialect.name == "postgresql":
-        ((number, alone),) = numbers.items()
-        alone.position = number  # the lock is part of the INSERT: it spares a round trip
-        numbers = {}
-    session.info[TO_LOCK] = numbers.keys()
-    session.info[HAS_ADDED] = True
 
 
 @event.listens_for(_NewMessage, "before_insert")
 def _before_insert(_mapper: object, connection: Connection, message: _NewMessage) -> None:
-    """When it is the messages' turn in the flush, and not before: a lock that is part of the INSERT comes then, too, so
+    """Before the first message of a flush is inserted, the keys of all of them are locked until the end of the
+    transaction.
+
+    When it is the messages' turn in the flush, and not before: a lock that is part of the INSERT comes then, too, so
     that whoever changes a row and adds a message of its key takes both in the same order.
     """
     session = object_session(message)
-    numbers = () if session is None else session.info.pop(TO_LOCK, ())
+    if message.locked or session is None:
+        return
+    refuse_autocommit(connection.get_execution_options(), connection.dialect)
+    need_transaction(connection.connection.driver_connection, of_sqlalchemy=True)
+    session.info[HAS_ADDED] = True
+    _lock(connection, [one for one in session.new if isinstance(one, _NewMessage)])
+
+
+def _lock(connection: Connection, added: Sequence[_NewMessage]) -> None:
+    for one in added:
+        one.locked = True
+    numbers = {lock_number(one.topic, one.key) for one in added if one.key is not None}
+    if len(added) == 1 and numbers and connection.dialect.name == "postgresql":
+        (added[0].position,) = numbers  # the lock is part of the INSERT: it spares a round trip
+        return
     for lock in key_locks(numbers, connection.dialect):
         check_locked(len(connection.execute(lock).all()))
 
 
+# On all sessions: to listen on each one would cost half of what an INSERT does
 @event.listens_for(Session, "after_commit")
 def _after_commit(session: Session) -> None:
     """Also of a savepoint, when nobody can see it yet."""

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Dialect, Integer, bindparam, insert as insert_into
+from sqlalchemy import BigInteger, Dialect, bindparam, insert as insert_into
 from sqlalchemy.engine import Compiled
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -113,11 +113,11 @@ def _of_django(connection: Any) -> Any:
 
 def _statements(message: Message, dialect: Dialect) -> Iterator[Statement]:
     values = {**columns_of(message), "attempts": 0, "available_at": 0.0}
-    in_the_insert = message.key is not None and dialect.name == "postgresql"
-    if in_the_insert and message.key is not None:
-        values[KEY_LOCK] = lock_number(message.topic, message.key)
-    elif message.key is not None:
-        for lock in key_locks([lock_number(message.topic, message.key)], dialect):
+    if message.key is not None:
+        number = lock_number(message.topic, message.key)
+        if dialect.name == "postgresql":
+            values[KEY_LOCK] = number
+        for lock in () if dialect.name == "postgresql" else key_locks([number], dialect):
             compiled = lock.compile(dialect=dialect)
             yield str(compiled), _parameters(compiled), True
     insertion = _insertion(dialect, tuple(values))
@@ -125,10 +125,10 @@ def _statements(message: Message, dialect: Dialect) -> Iterator[Statement]:
 
 
 @cache  # compiling costs more than the database's work
-def _insertion(dialect: Dialect, names: Sequence[str]) -> Compiled:
+def _insertion(dialect: Dialect, names: tuple[str, ...]) -> Compiled:
     statement = insert_into(OutboxMessage)
     if KEY_LOCK in names:
-        statement = statement.values(position=locked_position(bindparam(KEY_LOCK, type_=Integer)))
+        statement = statement.values(position=locked_position(bindparam(KEY_LOCK, type_=BigInteger)))
     return statement.compile(dialect=dialect, column_keys=[name for name in names if name != KEY_LOCK])
 
 

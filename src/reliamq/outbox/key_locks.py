@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, BindParameter, Dialect, Integer, Select, bindparam, func, select
+from sqlalchemy import BigInteger, BindParameter, Dialect, Integer, Select, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -61,15 +61,15 @@ class locked_position(FunctionElement[int]):  # noqa: N801  # reads as an SQL fu
     inherit_cache = True
     type = BigInteger()
 
-    def __init__(self, number: int | BindParameter[int]) -> None:
-        super().__init__(bindparam(None, number, Integer) if isinstance(number, int) else number)
+    def __init__(self, number: BindParameter[int]) -> None:
+        super().__init__(number)
 
 
 @compiles(locked_position, "postgresql")
 def _postgresql_locked_position(element: locked_position, compiler: SQLCompiler, **options: Any) -> str:
     """Only CASE has an order in which it is evaluated (PostgreSQL's documentation, "Expression Evaluation Rules")."""
     (number,) = element.clauses
-    key = compiler.process(number, **options) + "::integer"
+    key = f"CAST({compiler.process(number, **options)} AS integer)"
     shared = f"pg_advisory_xact_lock_shared({SLOT_SPACE}, {key} & {SLOTS - 1})"
     alone = f"pg_advisory_xact_lock({KEY_SPACE}, {key})"
     drawn = f"nextval(pg_get_serial_sequence('{OutboxMessage.__tablename__}', '{OutboxMessage.position.key}'))"

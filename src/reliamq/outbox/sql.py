@@ -11,17 +11,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    Delete,
-    Update,
-    case,
-    delete,
-    func,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Delete, Double, Update, bindparam, case, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reliamq.database import MYSQL, READING, now_seconds
 from reliamq.outbox.claims import claims_on
@@ -36,6 +27,15 @@ LONGEST_RETRY_SECONDS = 300.0
 MAX_ERROR_CHARACTERS = 2_000
 
 row, lease_of = OutboxMessage, OutboxLease
+
+
+# Made once: to make a statement anew costs as much as the database's work
+_LEASE = (
+    update(lease_of)
+    .where(lease_of.bucket.in_(bindparam("buckets", expanding=True)))
+    .values(owner=bindparam("relay"), until=now_seconds() + bindparam("seconds", type_=Double))
+)
+_GIVE_BACK = update(lease_of).where(lease_of.owner == bindparam("relay")).values(owner=None, until=now_seconds())
 
 
 class SqlOutboxStore:
@@ -72,14 +72,11 @@ class SqlOutboxStore:
 
     async def _claim(self, relay: str, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
         async with self._engine.begin() as connection:
-            buckets = await self._free_buckets(connection, relay)
-            if not buckets:
+            free = await self._claims.free_buckets(connection, relay)
+            if not free:
                 return []
-            await connection.execute(
-                update(lease_of)
-                .where(lease_of.bucket.in_(buckets))
-                .values(owner=relay, until=now_seconds() + lease.total_seconds())
-            )
+            buckets = free[: (len(free) + 1) // 2]  # half, so that others find some too
+            await connection.execute(_LEASE, {"buckets": buckets, "relay": relay, "seconds": lease.total_seconds()})
             replays = 0 if self._sent is None else await self._sent.replays(connection)
             if replays != self._replays:
                 self._replays = replays
@@ -95,21 +92,12 @@ class SqlOutboxStore:
             await connection.execution_options(**{READING: True})
             return await self._claims.anything(connection)
 
-    async def _free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
-        """Buckets with rows to send that no live relay holds; the half that waited longest, so that others find some
-        too.
-        """
-        has_rows = await self._claims.has_rows(connection)
-        free = or_(lease_of.until <= now_seconds(), lease_of.owner == relay)
-        query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
-        buckets = (await connection.scalars(query.with_for_update(skip_locked=True, of=lease_of))).all()
-        return buckets[: (len(buckets) + 1) // 2]
-
     async def settle(
         self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]
     ) -> None:
         """See :meth:`reliamq.spi.OutboxStore.settle`.  One transaction."""
         async with self._engine.begin() as connection:
+            await self._claims.by_index(connection)
             if self._sent is None:
                 for chosen in these(connection, row, [one.position for one in confirmed]):
                     await connection.execute(delete(row).where(chosen))
@@ -117,9 +105,7 @@ class SqlOutboxStore:
                 await self._sent.take_over(connection, confirmed)
             for one, rejection in rejected:
                 await connection.execute(self._after_rejection(one, rejection))
-            await connection.execute(
-                update(lease_of).where(lease_of.owner == relay).values(owner=None, until=now_seconds())
-            )
+            await connection.execute(_GIVE_BACK, {"relay": relay})
 
     def _after_rejection(self, one: OutboxRow, rejection: Rejection) -> Any:
         change = update(row).where(row.position == one.position)

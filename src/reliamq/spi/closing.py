@@ -36,9 +36,11 @@ async def start_whole(
 
 
 async def _close_after(starting: asyncio.Task[None], close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    await asyncio.wait({starting})
-    _note_failure(starting)
-    await close()
+    try:
+        await asyncio.wait({starting})
+        _note_failure(starting)
+    finally:  # also at the end of the event loop
+        await close()
 
 
 async def to_its_end(ending: Coroutine[Any, Any, None]) -> None:

@@ -66,8 +66,9 @@ async def join_group(consumer: AIOKafkaConsumer, topic: str, listener: aiokafka.
     """
     # First without a topic, which is short: who is cancelled in there lets it come to its end
     await start_whole(consumer.start(), partial(_stop_started, consumer), "a member")
+    await consumer._client._wait_on_metadata(topic)  # it raises what is not allowed
+    # Nothing is awaited in between: the client waits for the next assignment, and tells failures to who waits already
     consumer.subscribe([topic], listener=listener)
-    await consumer._client._wait_on_metadata(topic)  # as its start does; it raises what is not allowed
     await consumer._subscription.wait_for_assignment()
 
 

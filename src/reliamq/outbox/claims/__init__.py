@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from reliamq.database import MYSQL
@@ -31,15 +30,16 @@ class Claims(Protocol):
         """Rows may have been put back."""
         ...
 
+    async def by_index(self, connection: AsyncConnection) -> None:
+        """Have the rest of the transaction find its rows by an index, whatever the planner believes."""
+        ...
+
     async def anything(self, connection: AsyncConnection) -> bool:
         """Whether any row may go."""
         ...
 
-    async def has_rows(self, connection: AsyncConnection) -> ColumnElement[bool]:
-        """Whether the bucket of a lease has a row that may go: a condition on ``OutboxLease``.
-
-        Begins the transaction that leases buckets.
-        """
+    async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
+        """Buckets with rows that may go which no other live relay holds, locked; those that waited longest first."""
         ...
 
     async def first_rows(

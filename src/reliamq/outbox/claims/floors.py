@@ -20,7 +20,6 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    BindParameter,
     ColumnElement,
     Select,
     bindparam,
@@ -37,7 +36,7 @@ from sqlalchemy.sql.elements import Grouping
 from reliamq.outbox.claims.rows import waiting
 from reliamq.outbox.table import BUCKETS, OutboxMessage
 
-__all__ = ["FLOORS", "Floors", "floor_of"]
+__all__ = ["Floors", "floor_of"]
 
 LOOK_SECONDS, WHOLE_SECONDS = 0.2, 5.0
 """How often floors are raised while rows are sent, and how often they are looked for from the beginning."""
@@ -60,11 +59,8 @@ class Floors:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._looked_at = self._whole_at = float("-inf")
+        self._looked_at, self._whole_at = float("-inf"), time.monotonic()
         self._server: datetime | None = None
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
         self._last = 0
         self._mark: Mark | None = None
         self.positions = [0] * BUCKETS
@@ -74,8 +70,8 @@ class Floors:
         self._last = max(self._last, last)
 
     def forget(self) -> None:
-        """Rows may have been put back anywhere."""
-        self.positions = [0] * BUCKETS
+        """Begin anew: rows may have been put back anywhere."""
+        self._last, self._mark, self.positions = 0, None, [0] * BUCKETS
 
     async def look(self, *, idle: bool) -> None:
         """Raise the floors, if it is time to.
@@ -93,22 +89,31 @@ class Floors:
     async def _look(self, connection: AsyncConnection, now: float) -> None:
         if (server := await connection.scalar(select(func.pg_postmaster_start_time()))) != self._server:
             self._server = server  # another one may draw positions again that the one before has lost
-            self._begin_anew()
+            self.forget()
+        if now >= self._whole_at + WHOLE_SECONDS:
+            self._whole_at = now
+            await self._look_below(connection)
         if self._mark is not None:
             if self._mark.writers & await _writers(connection):
                 return
-            await self._raise(connection, self._mark.last + 1, now)
+            await self._raise(connection, self._mark.last + 1)
         last = self._last  # before the writers: who is not among them draws a later one
         self._mark = Mark(last, await _writers(connection))
 
-    async def _raise(self, connection: AsyncConnection, most: int, now: float) -> None:
+    async def _look_below(self, connection: AsyncConnection) -> None:
+        """Rows may have been put back, or positions begun anew."""
+        known = self.positions
+        found = await connection.execute(_BEGINNINGS, {"floors": [0] * BUCKETS})
+        if any(one.position < known[one.number] for one in found):
+            self.forget()
+
+    async def _raise(self, connection: AsyncConnection, most: int) -> None:
         """most: all rows below this position are seen by now."""
-        whole = now >= self._whole_at + WHOLE_SECONDS
-        begin = [0] * BUCKETS if whole else self.positions
-        found = {one.number: one.position for one in await connection.execute(_BEGINNINGS, {"floors": begin})}
-        self.positions = [min(found.get(bucket, most), most) for bucket in range(BUCKETS)]
-        if whole:
-            self._whole_at = now
+        known = self.positions
+        rows = await connection.execute(_BEGINNINGS, {"floors": known})
+        found = {one.number: one.position for one in rows}
+        if self.positions is known:  # not forgotten meanwhile
+            self.positions = [min(found.get(bucket, most), most) for bucket in range(BUCKETS)]
 
 
 async def _writers(connection: AsyncConnection) -> frozenset[str]:
@@ -136,9 +141,9 @@ FLOORS = bindparam("floors", type_=ARRAY(BigInteger))
 """A parameter: ``Floors.positions``."""
 
 
-def floor_of(bucket: Any, floors: BindParameter[Any] = FLOORS) -> ColumnElement[int]:
+def floor_of(bucket: Any) -> ColumnElement[int]:
     """The floor of a bucket, in SQL."""
-    floor: ColumnElement[int] = Grouping(floors)[bucket + 1]
+    floor: ColumnElement[int] = Grouping(FLOORS)[bucket + 1]
     return floor
 
 

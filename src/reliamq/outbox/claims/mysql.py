@@ -10,11 +10,21 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, bindparam, literal, or_, select, union_all
+from sqlalchemy import Integer, Select, bindparam, literal, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reliamq.database import now_seconds
-from reliamq.outbox.claims.rows import LIMIT, ROW_COLUMNS, SHARE, due, held_back, may_go, share_of, waiting
+from reliamq.outbox.claims.rows import (
+    LIMIT,
+    ROW_COLUMNS,
+    SHARE,
+    due,
+    free_buckets,
+    may_go,
+    share_of,
+    waiting,
+    waiting_for_retry,
+)
 from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
 
 __all__ = ["MysqlClaims"]
@@ -31,12 +41,15 @@ class MysqlClaims:
     def forget(self) -> None:
         """Nothing is known."""
 
+    async def by_index(self, connection: AsyncConnection) -> None:
+        """It does."""
+
     async def anything(self, connection: AsyncConnection) -> bool:
         """See the contract."""
         first = select(row.bucket).where(*may_go).order_by(row.bucket, row.position).limit(1)
         return await connection.scalar(first) is not None
 
-    async def has_rows(self, connection: AsyncConnection) -> ColumnElement[bool]:
+    async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """See the contract.  Buckets with rows that wait for a retry are asked for one by one."""
         somewhere = row.bucket.in_(range(BUCKETS))  # a range of the index for each
         later = select(row.bucket).where(somewhere, waiting, row.available_at > now_seconds()).distinct()
@@ -44,7 +57,8 @@ class MysqlClaims:
         ready = [bucket for bucket in held if await connection.scalar(_first(literal(bucket), 1)) is not None]
         first = select(row.bucket).where(row.bucket == lease_of.bucket, *due).order_by(row.position).limit(1)
         free_of_holds = lease_of.bucket.not_in(held) & first.scalar_subquery().is_not(None)
-        return or_(lease_of.bucket.in_(ready), free_of_holds)
+        query = free_buckets(or_(lease_of.bucket.in_(ready), free_of_holds))
+        return (await connection.scalars(query, {"relay": relay})).all()
 
     async def first_rows(
         self, connection: AsyncConnection, buckets: Sequence[int], limit: int
@@ -58,7 +72,7 @@ class MysqlClaims:
 
 def _first(bucket: Any, limit: Any) -> Select[Any]:
     """The first rows of one bucket that may go."""
-    of_bucket = (row.bucket == bucket, *due, ~held_back(bucket))
+    of_bucket = (row.bucket == bucket, *due, ~waiting_for_retry(bucket).exists())
     return select(row.position).where(*of_bucket).order_by(row.position).limit(limit)
 
 

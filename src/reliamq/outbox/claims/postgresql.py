@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, BindParameter, ColumnElement, Integer, Select, bindparam, func, select, true
+from sqlalchemy import ARRAY, Integer, Select, bindparam, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from reliamq.outbox.claims.floors import FLOORS, Floors, floor_of
-from reliamq.outbox.claims.rows import LIMIT, ROW_COLUMNS, SHARE, first_positions, share_of
+from reliamq.outbox.claims.floors import Floors, floor_of
+from reliamq.outbox.claims.rows import (
+    LIMIT,
+    ROW_COLUMNS,
+    SHARE,
+    due,
+    earlier,
+    first_positions,
+    free_buckets,
+    share_of,
+    waiting_for_retry,
+)
 from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
 
 __all__ = ["PostgresqlClaims"]
@@ -35,15 +45,18 @@ class PostgresqlClaims:
         """See the contract."""
         self._floors.forget()
 
+    async def by_index(self, connection: AsyncConnection) -> None:
+        """See the contract.  A plan for all values that was made for a small table is kept when that has grown."""
+        await connection.execute(_BY_INDEX)
+
     async def anything(self, connection: AsyncConnection) -> bool:
         """See the contract."""
         return await connection.scalar(_ANYTHING, {"floors": self._floors.positions}) is not None
 
-    async def has_rows(self, connection: AsyncConnection) -> ColumnElement[bool]:
+    async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """See the contract.  Changes how the rest of the transaction is planned, and how it commits."""
-        await connection.execute(_FOR_THIS_TRANSACTION)
-        floors = bindparam("floors", self._floors.positions, ARRAY(BigInteger))
-        return _first(lease_of.bucket, floors).limit(1).scalar_subquery().is_not(None)
+        await connection.execute(_BY_INDEX_AND_SOON)
+        return (await connection.scalars(_FREE_BUCKETS, {"relay": relay, "floors": self._floors.positions})).all()
 
     async def first_rows(
         self, connection: AsyncConnection, buckets: Sequence[int], limit: int
@@ -56,9 +69,14 @@ class PostgresqlClaims:
         return found
 
 
-def _first(bucket: Any, floors: BindParameter[Any] = FLOORS) -> Select[Any]:
-    """The first positions of one bucket that may go."""
-    return first_positions(bucket, row.position >= floor_of(bucket, floors))
+# By the index of those that wait for a retry: the condition is written so that the index of all that wait would not do,
+# and OFFSET keeps it from being made a join
+_HELD_BACK = waiting_for_retry(not_parked=func.coalesce(earlier.parked_at, 0) == 0).offset(0).exists()
+
+
+def _first(bucket: Any) -> Select[Any]:
+    """The first positions of one bucket that may go.  Parameter: floors."""
+    return first_positions(bucket, row.position >= floor_of(bucket), *due, ~_HELD_BACK)
 
 
 def _anything() -> Select[Any]:
@@ -78,8 +96,8 @@ def _first_rows() -> Select[Any]:
 
 
 _ANYTHING, _FIRST_ROWS = _anything(), _first_rows()
-_FOR_THIS_TRANSACTION = select(
-    *[func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS],
-    # A claim need not outlive the database's crash: taken back, it is a lease that ended early
-    func.set_config("synchronous_commit", "off", True),
-)
+_FREE_BUCKETS = free_buckets(_first(lease_of.bucket).limit(1).scalar_subquery().is_not(None))
+_OTHER_PLANS_OFF = [func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS]
+_BY_INDEX = select(*_OTHER_PLANS_OFF)
+# A claim need not outlive the database's crash: taken back, it is a lease that ended early
+_BY_INDEX_AND_SOON = select(*_OTHER_PLANS_OFF, func.set_config("synchronous_commit", "off", True))

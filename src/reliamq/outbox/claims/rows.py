@@ -8,11 +8,11 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Integer, Select, bindparam, select, text
+from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, or_, select, text
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from reliamq.database import now_seconds
-from reliamq.outbox.table import OutboxMessage
+from reliamq.outbox.table import OutboxLease, OutboxMessage
 from reliamq.spi import Message, OutboxRow
 from reliamq.spi.messages import NO_HEADERS
 
@@ -21,17 +21,19 @@ __all__ = [
     "ROW_COLUMNS",
     "SHARE",
     "due",
+    "earlier",
     "first_positions",
-    "held_back",
+    "free_buckets",
     "may_go",
     "outbox_row",
     "share_of",
     "waiting",
+    "waiting_for_retry",
 ]
 
 FAIRNESS = 4  # a bucket may give that many times its even share of a claim, so that a full one is not starved
 
-row = OutboxMessage
+row, lease_of = OutboxMessage, OutboxLease
 ROW_COLUMNS: Sequence[InstrumentedAttribute[Any]] = (
     row.position,
     row.attempts,
@@ -50,39 +52,51 @@ SHARE, LIMIT = bindparam("share", type_=Integer), bindparam("limit", type_=Integ
 """Parameters: how many rows of one bucket, and of all."""
 
 
-def held_back(bucket: Any = row.bucket) -> Any:
-    """Whether an earlier row of the same key waits for its retry (O3).
+earlier = aliased(row, name="earlier")
+
+
+_earlier_waits = earlier.parked_at.is_(None)
+
+
+def waiting_for_retry(bucket: Any = row.bucket, not_parked: Any = _earlier_waits) -> Select[Any]:
+    """Earlier rows of the row's key that wait for their retry and hold it back (O3).
 
     bucket: the row's, or a constant: MySQL uses the index on (bucket, available_at) whole with that alone.
+    not_parked: this condition, as the database needs it.
     """
-    earlier = aliased(row, name="earlier")
-    return (
-        select(earlier.position)
-        .where(
-            earlier.bucket == bucket,
-            earlier.parked_at.is_(None),
-            text("earlier.available_at > 0"),  # as the partial index says it
-            earlier.available_at > now_seconds(),
-            earlier.key == row.key,
-            earlier.topic == row.topic,
-        )
-        .exists()
+    return select(earlier.position).where(
+        earlier.bucket == bucket,
+        not_parked,
+        text("earlier.available_at > 0"),  # as the partial index says it
+        earlier.available_at > now_seconds(),
+        earlier.key == row.key,
+        earlier.topic == row.topic,
     )
 
 
 waiting = row.parked_at.is_(None)
 due = (waiting, row.available_at <= now_seconds())
-may_go = (*due, ~held_back())
+may_go = (*due, ~waiting_for_retry().exists())
 
 
 def first_positions(bucket: Any, *conditions: Any) -> Select[Any]:
-    """Of one bucket, those that may go.
+    """Of one bucket, those that fulfil the conditions.
 
     Asked for in the order of the index on (bucket, position), and with a range where ``=`` would mean the same: a
     planner that guesses wrong how full a bucket is can then not choose to read the whole table.
     """
-    first = select(row.position).where(row.bucket.between(bucket, bucket), *conditions, *may_go)
+    first = select(row.position).where(row.bucket.between(bucket, bucket), *conditions)
     return first.order_by(row.bucket, row.position)
+
+
+def free_buckets(has_rows: ColumnElement[bool]) -> Select[int]:
+    """See :meth:`reliamq.outbox.claims.Claims.free_buckets`.  has_rows: whether the lease's bucket has any.
+
+    Parameter: relay.
+    """
+    free = or_(lease_of.until <= now_seconds(), lease_of.owner == bindparam("relay", type_=String))
+    query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
+    return query.with_for_update(skip_locked=True, of=lease_of)
 
 
 def share_of(buckets: Sequence[int], limit: int) -> int:
