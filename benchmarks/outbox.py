@@ -4,7 +4,7 @@
 
 relay: from the table to Kafka, by two relays, beside the bare loop: it locks 500 rows that nobody else has (SKIP
 LOCKED), sends them all, waits for the confirms, deletes them, and keeps no order.  Rows of about 250 bytes, 1,000 keys,
-topics of three replicas.  faststream-outbox keeps no order either; it gets a tenth of the rows.
+topics of three replicas; reliamq with its own settings.  faststream-outbox keeps no order either; it gets a tenth of the rows.
 backlog: reliamq's rate at ROWS and at ten thousand.
 foreign: beside a transaction of somebody else that is open all the while and keeps dead rows from being removed.
 latency: from the commit to the confirm, one message at a time: woken in the application's process, and by polling.
@@ -43,7 +43,7 @@ from reliamq.outbox.table import columns_of
 from reliamq.spi import GroupSpec, Message, Outcome, Publisher, TopicSpec
 from reliamq_kafka.wire.producers import LARGEST_BATCH
 
-ROUNDS, RELAYS, BATCH, ROWS = 3, 2, 500, 40_000
+ROUNDS, RELAYS, ROWS = 3, 2, 40_000
 FEW = 10_000
 MESSAGES = 200
 CLAIM = """SELECT position, key, body FROM reliamq_outbox ORDER BY position LIMIT 500 FOR UPDATE SKIP LOCKED"""
@@ -96,7 +96,7 @@ async def ours(cluster: KafkaCluster, engine: AsyncEngine, rows: int) -> Reading
     stop = anyio.Event()
     await declare(cluster, orders.name)
     async with open_backend(url_of(cluster)).publisher() as publisher:
-        relays = [Relay(SqlOutboxStore(engine), publisher, batch=BATCH) for _ in range(RELAYS)]
+        relays = [Relay(SqlOutboxStore(engine), publisher) for _ in range(RELAYS)]
         return await drained(engine, rows, [relay.run(stop) for relay in relays], stop.set)
 
 

@@ -52,7 +52,7 @@ class Relay:
         store: OutboxStore,
         publisher: Publisher,
         *,
-        batch: int = 500,
+        batch: int = 1000,
         poll: timedelta = timedelta(milliseconds=50),
         lease: timedelta = timedelta(seconds=15),
         deadline: timedelta = timedelta(seconds=30),

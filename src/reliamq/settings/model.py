@@ -83,7 +83,7 @@ class RelaySettings(_Section):
     listen: be told of new rows by PostgreSQL, besides polling; see ``outbox.create_notify_trigger``.
     """
 
-    batch: int = Field(default=500, ge=1, le=MOST)
+    batch: int = Field(default=1000, ge=1, le=MOST)
     poll: Duration = Field(default=timedelta(milliseconds=50), gt=timedelta(0), le=DAY)
     listen: bool = False
     lease: Duration = Field(default=timedelta(seconds=15), ge=SHORTEST_LEASE, le=DAY)
