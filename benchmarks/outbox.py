@@ -4,7 +4,8 @@
 
 relay: from the table to Kafka, by two relays, beside the bare loop: it locks 500 rows that nobody else has (SKIP
 LOCKED), sends them all, waits for the confirms, deletes them, and keeps no order.  Rows of about 250 bytes, 1,000 keys,
-topics of three replicas; reliamq with its own settings.  faststream-outbox keeps no order either; it gets a tenth of the rows.
+topics of three replicas; reliamq with its own settings.  faststream-outbox keeps no order either; it gets a tenth of
+the rows.
 backlog: reliamq's rate at ROWS and at ten thousand.
 foreign: beside a transaction of somebody else that is open all the while and keeps dead rows from being removed.
 latency: from the commit to the confirm, one message at a time: woken in the application's process, and by polling.
