@@ -274,6 +274,8 @@ async def test_whoever_publishes_and_works_follows_a_replica_that_takes_over(
 async def take_over(servers: RedisServers, new: ServerProcess) -> None:
     ask(servers, new, "CLUSTER FAILOVER")
     await until(lambda: is_primary(servers, new))
+    # The others hear of it by and by, and for a moment of a primary without a replica
+    await until(lambda: all(replicas for _, _, _, *replicas in cluster_slots(servers)))
 
 
 async def test_dead_letters_follow_a_replica_that_takes_over(whole: RedisServers) -> None:
