@@ -46,8 +46,11 @@ class PostgresqlClaims:
         self._floors.forget()
 
     async def by_index(self, connection: AsyncConnection) -> None:
-        """See the contract.  A plan for all values that was made for a small table is kept when that has grown."""
-        await connection.execute(_BY_INDEX)
+        """See the contract.  A plan for all values that was made for a small table is kept when that has grown.
+
+        A SELECT would be where a transaction that reads repeatably begins to see.
+        """
+        await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
 
     async def anything(self, connection: AsyncConnection) -> bool:
         """See the contract."""
@@ -55,7 +58,7 @@ class PostgresqlClaims:
 
     async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """See the contract.  Changes how the rest of the transaction is planned, and how it commits."""
-        await connection.execute(_BY_INDEX_AND_SOON)
+        await connection.execute(_FOR_A_CLAIM)
         return (await connection.scalars(_FREE_BUCKETS, {"relay": relay, "floors": self._floors.positions})).all()
 
     async def first_rows(
@@ -97,7 +100,8 @@ def _first_rows() -> Select[Any]:
 
 _ANYTHING, _FIRST_ROWS = _anything(), _first_rows()
 _FREE_BUCKETS = free_buckets(_first(lease_of.bucket).limit(1).scalar_subquery().is_not(None))
-_OTHER_PLANS_OFF = [func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS]
-_BY_INDEX = select(*_OTHER_PLANS_OFF)
-# A claim need not outlive the database's crash: taken back, it is a lease that ended early
-_BY_INDEX_AND_SOON = select(*_OTHER_PLANS_OFF, func.set_config("synchronous_commit", "off", True))
+_FOR_A_CLAIM = select(
+    *[func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS],
+    # A claim need not outlive the database's crash: taken back, it is a lease that ended early
+    func.set_config("synchronous_commit", "off", True),
+)
