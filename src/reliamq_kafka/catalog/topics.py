@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from reliamq_kafka.catalog.groups import Groups
@@ -29,16 +29,18 @@ PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """partitions: how many.  largest: bytes of a record batch.  groups: who would receive."""
+    """partitions: how many.  largest: bytes of a record batch.  groups: who would receive.
+
+    largest_message: the largest :attr:`~reliamq.spi.Message.size` that fits with all that comes with it.
+    """
 
     partitions: int
     largest: int
     groups: frozenset[str]
+    largest_message: int = field(init=False)
 
-    @property
-    def largest_message(self) -> int:
-        """The largest :attr:`~reliamq.spi.Message.size` that fits with all that comes with it."""
-        return max(0, self.largest - OVERHEAD_BYTES)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "largest_message", max(0, self.largest - OVERHEAD_BYTES))  # every message asks for it
 
     def serves(self, group: str | None) -> bool:
         """Whether somebody would receive: that group, or any at all."""
