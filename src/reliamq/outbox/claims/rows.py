@@ -50,11 +50,7 @@ ROW_COLUMNS: Sequence[InstrumentedAttribute[Any]] = (
 )
 SHARE, LIMIT = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
 """Parameters: how many rows of one bucket, and of all."""
-
-
 earlier = aliased(row, name="earlier")
-
-
 _earlier_waits = earlier.parked_at.is_(None)
 
 
