@@ -25,7 +25,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.connecting import UNREACHABLE, cut_off, unreachable
+from reliamq_kafka.wire.connecting import UNREACHABLE, close_whole, unreachable
 
 __all__ = ["Admin", "Broker", "Partition", "group_id", "open_admin"]
 
@@ -237,10 +237,5 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[Admin]:
 
 
 async def _close(client: AIOKafkaAdminClient) -> None:
-    """Also one that started after it was closed.  Cancelled, by the end of the event loop: its connections are closed
-    at once.
-    """
-    try:
-        await client._client.close()
-    finally:
-        cut_off(client._client)
+    """Also one that started after it was closed, which its own way overlooks."""
+    await close_whole(client._client.close(), client._client)

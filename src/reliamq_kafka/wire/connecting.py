@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
@@ -22,7 +22,7 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest_v0, SaslAuthenticate
 from reliamq.spi import BrokerUnavailable
 from reliamq_kafka.settings import KafkaSettings
 
-__all__ = ["UNREACHABLE", "cut_off", "unreachable"]
+__all__ = ["UNREACHABLE", "close_whole", "unreachable"]
 
 UNREACHABLE = (KafkaError, OSError, ValueError)
 """What connecting raises; ValueError is the client's for a server that fails to prove that it knows the password."""
@@ -144,12 +144,17 @@ async def _closed_for_good(connection: AIOKafkaConnection) -> None:
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
 
 
-def cut_off(client: AIOKafkaClient) -> None:
-    """Close a client's connections without waiting, those too that it made while it was closed."""
-    if client._sync_task is not None:
-        client._sync_task.cancel()
-    for connection in client._conns.values():
-        connection.close()
+async def close_whole(closing: Awaitable[None], client: AIOKafkaClient) -> None:
+    """Close what uses a client, and the connections that were made meanwhile.  Cancelled, by the end of the event loop:
+    they are closed at once.
+    """
+    try:
+        await closing
+    finally:
+        if client._sync_task is not None:
+            client._sync_task.cancel()
+        for connection in client._conns.values():
+            connection.close()
 
 
 class _WithoutPasswords(logging.Filter):

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.connecting import UNREACHABLE, cut_off, unreachable
+from reliamq_kafka.wire.connecting import UNREACHABLE, close_whole, unreachable
 
 __all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "join_group", "open_consumer", "stop"]
 
@@ -73,11 +73,8 @@ async def join_group(consumer: AIOKafkaConsumer, topic: str, listener: aiokafka.
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:
-    """Stop a consumer.  Cancelled, by the end of the event loop: its connections are closed at once."""
-    try:
-        await consumer.stop()
-    finally:
-        cut_off(consumer._client)
+    """Stop a consumer; see ``close_whole``."""
+    await close_whole(consumer.stop(), consumer._client)
 
 
 async def _stop_started(consumer: AIOKafkaConsumer) -> None:
