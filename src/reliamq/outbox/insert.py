@@ -117,9 +117,10 @@ def _statements(message: Message, dialect: Dialect) -> Iterator[Statement]:
         number = lock_number(message.topic, message.key)
         if dialect.name == "postgresql":
             values[KEY_LOCK] = number
-        for lock in () if dialect.name == "postgresql" else key_locks([number], dialect):
-            compiled = lock.compile(dialect=dialect)
-            yield str(compiled), _parameters(compiled), True
+        else:
+            for lock in key_locks([number], dialect):
+                compiled = lock.compile(dialect=dialect)
+                yield str(compiled), _parameters(compiled), True
     insertion = _insertion(dialect, tuple(values))
     yield insertion.string, _parameters(insertion, values), False
 
