@@ -52,6 +52,16 @@ def numbers_of(account: str, rows: Sequence[OutboxRow]) -> list[int]:
     return [order.number for order in found if order.account == account]
 
 
+async def park_below_the_floors(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    """The message ("a", 1)."""
+    await add(engine, ("a", 1))
+    async with engine.begin() as connection:
+        await connection.execute(update(OutboxMessage).values(parked_at=1.0))
+    for number in range(3):
+        await add_everywhere(engine, number)
+        await send_all(store)
+
+
 async def add_everywhere(engine: AsyncEngine, number: int) -> None:
     await add(engine, *((f"a-{account}", number) for account in range(ACCOUNTS)))
 
@@ -106,12 +116,7 @@ async def test_a_claim_does_not_look_at_removed_rows_that_an_open_transaction_mi
 async def test_rows_that_are_put_back_by_somebody_else_are_found_again(
     engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await add(engine, ("a", 1))
-    async with engine.begin() as connection:
-        await connection.execute(update(OutboxMessage).values(parked_at=1.0))
-    for number in range(3):
-        await add_everywhere(engine, number)
-        await send_all(store)
+    await park_below_the_floors(engine, store)
     assert await SqlOutboxStore(engine).requeue(None) == 1
     assert await send_all(store) == []
 
@@ -159,12 +164,7 @@ async def test_a_prepared_transaction_is_still_at_work_also_after_a_restart(
 async def test_rows_that_are_put_back_are_found_also_while_a_writer_stays(
     engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await add(engine, ("a", 1))
-    async with engine.begin() as connection:
-        await connection.execute(update(OutboxMessage).values(parked_at=1.0))
-    for number in range(3):
-        await add_everywhere(engine, number)
-        await send_all(store)
+    await park_below_the_floors(engine, store)
     async with AsyncSession(engine) as late, late.begin():
         outbox.add(late, orders, Order(account="late", number=1))
         await late.flush()
