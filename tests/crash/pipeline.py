@@ -25,6 +25,7 @@ from reliamq.backends import open_backend
 from reliamq.database import open_engine, open_sync_engine
 from reliamq.settings import RelaySettings, Settings, WorkerSettings
 from reliamq.spi import (
+    CLAIM_BYTES,
     Backend,
     DeadLetterRecord,
     DeadLetters,
@@ -131,9 +132,11 @@ class BombedOutbox:
     def __init__(self, store: OutboxStore, bomb: Bomb) -> None:
         self._store, self._bomb = store, bomb
 
-    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+    async def claim(
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+    ) -> Sequence[OutboxRow]:
         self._bomb.at("before claim")
-        rows = await self._store.claim(relay, limit=limit, lease=lease)
+        rows = await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes)
         if rows:
             self._bomb.at("after claim")
         return rows

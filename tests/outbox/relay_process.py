@@ -1,8 +1,9 @@
 """A relay in a process of its own, which says where it is and waits there to be killed, stopped or let go on.
 
 Run as ``python -m tests.outbox.relay_process DATABASE BROKER STAGE LEASE [KEEP]``.  At the stage ("claimed", "sent" or
-"settled") it writes the stage's name to its output and reads a line from its input before it goes on.  KEEP: for how
-many seconds sent rows are kept.  At the stage "replaying" it relays nothing, but replays, and waits in the middle.
+"settled"; "leasing" and "settling": in a transaction) it writes the name of the stage to its output and reads
+a line from its input before it goes on.  KEEP: for how many seconds sent rows are kept.  At the stage "replaying" it
+relays nothing, but replays, and waits in the middle.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import anyio
 from sqlalchemy import event
@@ -17,7 +19,11 @@ from sqlalchemy import event
 from reliamq.backends import open_backend
 from reliamq.database import open_engine
 from reliamq.outbox import Relay, SqlOutboxStore
-from reliamq.spi import OutboxRow, Rejection
+from reliamq.spi import CLAIM_BYTES, OutboxRow, Rejection
+
+BEFORE = {"replaying": "DELETE", "settling": "UPDATE reliamq_outbox_lease"}
+AFTER = {"leasing": "WITH free AS"}
+"""By the stage, how the statement of a transaction begins before or after which it waits: PostgreSQL's."""
 
 
 def say_and_wait(stage: str) -> None:
@@ -25,6 +31,12 @@ def say_and_wait(stage: str) -> None:
     sys.stdout.write(f"{stage}\n")
     sys.stdout.flush()
     sys.stdin.readline()
+
+
+def halt_at(stage: str, beginning: str, _connection: object, _cursor: object, statement: str, *_: object) -> None:
+    """A listener to statements."""
+    if statement.startswith(beginning):
+        say_and_wait(stage)
 
 
 class HaltingStore(SqlOutboxStore):
@@ -36,8 +48,10 @@ class HaltingStore(SqlOutboxStore):
         if stage == self.halt_at:
             say_and_wait(stage)
 
-    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
-        rows = await super().claim(relay, limit=limit, lease=lease)
+    async def claim(
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+    ) -> Sequence[OutboxRow]:
+        rows = await super().claim(relay, limit=limit, lease=lease, max_bytes=max_bytes)
         if rows:
             self._halt("claimed")
         return rows
@@ -54,16 +68,15 @@ async def main(database: str, broker: str, stage: str, lease: str, keep: str = "
     backend = open_backend(broker)
     async with open_engine(database) as engine, backend.publisher() as publisher:
         store = HaltingStore(engine, keep=timedelta(seconds=float(keep)))
-        if stage != "replaying":
-            store.halt_at = stage
-            await Relay(store, publisher, batch=5, lease=timedelta(seconds=float(lease))).run(anyio.Event())
+        store.halt_at = stage
 
-        @event.listens_for(engine.sync_engine, "before_cursor_execute")
-        def halt_between_the_two_halves(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-            if statement.startswith("DELETE"):
-                say_and_wait(stage)
-
-        await store.replay(since=timedelta(hours=1))
+        for moment, stages in {"before_cursor_execute": BEFORE, "after_cursor_execute": AFTER}.items():
+            if stage in stages:
+                event.listen(engine.sync_engine, moment, partial(halt_at, stage, stages[stage]))
+        if stage == "replaying":
+            await store.replay(since=timedelta(hours=1))
+            return
+        await Relay(store, publisher, batch=5, lease=timedelta(seconds=float(lease))).run(anyio.Event())
 
 
 if __name__ == "__main__":

@@ -168,6 +168,25 @@ async def test_a_relay_that_stood_still_after_sending_takes_no_row_and_no_claim_
     assert [number for _, _, number in await arrived(backend)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("stage", ["leasing", "settling"])
+async def test_a_relay_that_stands_still_in_a_transaction_does_not_keep_its_locks_from_others(
+    engine: AsyncEngine, store: SqlOutboxStore, database: str, backend: Backend, stage: str
+) -> None:
+    await add(engine, *(("a", number) for number in range(5)))
+    recorder = Recorder()
+    async with relay_process(database, backend, stage) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        await drain(store, recorder)  # its session is ended by the server, and its lease by time
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.stdin is not None
+        await process.stdin.send(b"\n")
+        await add(engine, ("b", 7))
+        await _line(process, stage)  # it goes on, with a new session
+
+    assert firsts(recorder.numbers("a")) == [0, 1, 2, 3, 4]
+
+
 async def _claims(store: SqlOutboxStore, into: list[int]) -> bool:
     rows = await store.claim("heir", limit=10, lease=LEASE)
     into.extend(Order.model_validate_json(one.message.body).number for one in rows)

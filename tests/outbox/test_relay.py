@@ -10,13 +10,13 @@ from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import event, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reliamq.backends import open_backend
 from reliamq.database import now_seconds, open_engine
 from reliamq.outbox import OutboxMessage, Relay, SqlOutboxStore
-from reliamq.outbox.table import OutboxLease
+from reliamq.outbox.table import OutboxLease, columns_of
 from reliamq.spi import (
     BrokerUnavailable,
     Confirmation,
@@ -248,6 +248,55 @@ async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
             assert "reliamq_outbox_waiting" in plan, plan
             assert "Bitmap" not in plan, plan
     assert len(asked) >= 3
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@every_driver
+async def test_the_row_that_reaches_the_bytes_of_a_claim_is_its_last(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    bodies = [b"x" * 400, b"x" * 600, b"x" * 5_000, b"x"]
+    messages = [Message("t", body, f"m-{n}", "T", "s", datetime.now(UTC), b"k") for n, body in enumerate(bodies)]
+    async with engine.begin() as connection:
+        await connection.execute(insert(OutboxMessage), [columns_of(one) for one in messages])
+
+    async def claimed(max_bytes: int) -> list[int]:
+        rows = await store.claim("one", limit=10, lease=LEASE, max_bytes=max_bytes)
+        return [int(row.message.id[2:]) for row in rows]
+
+    assert await claimed(1) == [0]
+    assert await claimed(400) == [0]
+    assert await claimed(401) == [0, 1]
+    assert await claimed(1_001) == [0, 1, 2]
+    assert await claimed(6_001) == [0, 1, 2, 3]
+
+
+@every_driver
+async def test_large_rows_are_sent_in_small_claims(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    texts = [f"{number}".zfill(500) for number in range(40)]
+    await add(engine, *((text, number) for number, text in enumerate(texts)))
+    sizes: list[int] = []
+    stop = anyio.Event()
+
+    class Sizes(Recorder):
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+            sizes.append(sum(len(message.body) for message in batch))
+            return await super().send(batch, deadline=deadline, chained=chained)
+
+    recorder = Sizes()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Relay(store, recorder, batch=30, batch_bytes=2_000, lease=LEASE).run, stop)
+        await until(lambda: _is_empty(store))
+        stop.set()
+
+    assert sorted(number_of(message) for message in recorder.stored) == list(range(40))
+    assert max(sizes) < 2_000 + 600
+
+
+async def _is_empty(store: SqlOutboxStore) -> bool:
+    return (await store.status()).waiting == 0
 
 
 # --- rejections -------------------------------------------------------------------------------------------------------

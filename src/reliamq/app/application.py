@@ -321,7 +321,13 @@ class Reliamq:
             )
             limits = self.settings.relay
             relay = Relay(
-                store, sender, batch=limits.batch, poll=limits.poll, lease=limits.lease, deadline=limits.deadline
+                store,
+                sender,
+                batch=limits.batch,
+                batch_bytes=limits.batch_bytes,
+                poll=limits.poll,
+                lease=limits.lease,
+                deadline=limits.deadline,
             )
             await relay.run(stop)
 

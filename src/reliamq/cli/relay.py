@@ -12,7 +12,7 @@ from reliamq.app import Reliamq
 from reliamq.cli.serving import serve
 from reliamq.cli.target import Target, load_shared_app, run_async
 from reliamq.settings import masked
-from reliamq.spi import KeptWindow, OutboxRow, OutboxStatus, OutboxStore, ParkedRow, Rejection
+from reliamq.spi import CLAIM_BYTES, KeptWindow, OutboxRow, OutboxStatus, OutboxStore, ParkedRow, Rejection
 
 __all__ = ["relay"]
 
@@ -66,9 +66,11 @@ class _Counted:
         self._confirmed += len(confirmed)
         self._rejected += len(rejected)
 
-    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+    async def claim(
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+    ) -> Sequence[OutboxRow]:
         """As it is."""
-        return await self._store.claim(relay, limit=limit, lease=lease)
+        return await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes)
 
     async def status(self) -> OutboxStatus:
         """As it is."""

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reliamq.outbox.waking import Bell, ringing
 from reliamq.spi import (
+    CLAIM_BYTES,
     BrokerUnavailable,
     Confirmation,
     OutboxRow,
@@ -41,7 +42,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 class Relay:
     """Sends what the outbox holds.  Run as many as you like, in as many processes.
 
-    batch: rows claimed at once.  lease: after which a dead relay's rows are free.
+    batch, batch_bytes: rows claimed at once; the one whose body reaches so many bytes is the last.
+    lease: after which a dead relay's rows are free.
     poll: how long to sleep when nothing waits, unless a transaction of this process wakes it.
     deadline: how long a batch may wait for its confirms; at most half the lease counts, so that a live relay keeps it.
     clean_every: how often to look for kept rows whose window is over (O7); while there are more, after each batch.
@@ -52,7 +54,8 @@ class Relay:
         store: OutboxStore,
         publisher: Publisher,
         *,
-        batch: int = 1000,
+        batch: int = 2000,
+        batch_bytes: int = CLAIM_BYTES,
         poll: timedelta = timedelta(milliseconds=50),
         lease: timedelta = timedelta(seconds=15),
         deadline: timedelta = timedelta(seconds=30),
@@ -60,7 +63,8 @@ class Relay:
         name: str | None = None,
     ) -> None:
         self._store, self._publisher = store, publisher
-        self._batch, self._poll, self._lease = batch, poll.total_seconds(), lease
+        self._batch, self._batch_bytes = batch, batch_bytes
+        self._poll, self._lease = poll.total_seconds(), lease
         self._patience = min(deadline.total_seconds(), lease.total_seconds() / 2)
         self._clean_every, self._clean_at = clean_every.total_seconds(), time.monotonic()
         self._sending, self._backlog = asyncio.Lock(), asyncio.Event()
@@ -91,9 +95,7 @@ class Relay:
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
             pause = FIRST_PAUSE_SECONDS
-            if relayed == self._batch:
-                self._backlog.set()
-            elif not relayed:
+            if not relayed:
                 await _sleep(self._poll, stop, bell)
 
     async def _help(self, stop: anyio.Event) -> None:
@@ -115,11 +117,18 @@ class Relay:
         try:
             # Counted from before the claim: one who was paused after it must not send what is others' by now.
             deadline = time.monotonic() + self._patience
-            rows = await self._store.claim(owner, limit=self._batch, lease=self._lease)
-            return len(rows) if await self._relay(owner, rows, deadline) else None
+            rows = await self._store.claim(owner, limit=self._batch, max_bytes=self._batch_bytes, lease=self._lease)
+            if not await self._relay(owner, rows, deadline):
+                return None
+            if self._is_full(rows):
+                self._backlog.set()
+            return len(rows)
         except (SQLAlchemyError, BrokerUnavailable, OSError) as error:  # asyncpg's connect raises OSError
             logger.warning("the relay waits: %s", error)
             return None
+
+    def _is_full(self, rows: Sequence[OutboxRow]) -> bool:
+        return len(rows) == self._batch or sum(len(one.message.body) for one in rows) >= self._batch_bytes
 
     async def _clean(self) -> None:
         """Remove kept rows whose window is over: at most two for each that a batch sends, so that removing keeps up and

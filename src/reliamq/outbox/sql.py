@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Delete, Double, Update, bindparam, case, delete, func, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Delete, Update, bindparam, case, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from reliamq.database import MYSQL, READING, now_seconds
+from reliamq.database import READING, now_seconds
 from reliamq.outbox.claims import claims_on
 from reliamq.outbox.claims.rows import ROW_COLUMNS, outbox_row, waiting
 from reliamq.outbox.sent import CHUNK, SentRows, these
 from reliamq.outbox.table import OutboxLease, OutboxMessage
-from reliamq.spi import ConfigurationError, KeptWindow, OutboxRow, OutboxStatus, ParkedRow, Rejection
+from reliamq.spi import CLAIM_BYTES, ConfigurationError, KeptWindow, OutboxRow, OutboxStatus, ParkedRow, Rejection
 
 __all__ = ["SqlOutboxStore"]
 
@@ -29,12 +29,6 @@ MAX_ERROR_CHARACTERS = 2_000
 row, lease_of = OutboxMessage, OutboxLease
 
 
-# Made once: to make a statement anew costs as much as the database's work
-_LEASE = (
-    update(lease_of)
-    .where(lease_of.bucket.in_(bindparam("buckets", expanding=True)))
-    .values(owner=bindparam("relay"), until=now_seconds() + bindparam("seconds", type_=Double))
-)
 _GIVE_BACK = update(lease_of).where(lease_of.owner == bindparam("relay")).values(owner=None, until=now_seconds())
 
 
@@ -46,9 +40,8 @@ class SqlOutboxStore:
     """
 
     def __init__(self, engine: AsyncEngine, *, max_attempts: int = 10, keep: timedelta = timedelta(0)) -> None:
-        if engine.dialect.name in MYSQL:
-            # At its default level a claim would see rows as they were before it had their buckets, and send again what
-            # the relay before it has just sent
+        if engine.dialect.name != "sqlite":
+            # At a stricter level, which is MySQL's own, one relay's claim would make another's fail, or wait
             engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._engine, self._max_attempts = engine, max_attempts
         self._sent = SentRows(engine, keep) if keep else None
@@ -56,8 +49,10 @@ class SqlOutboxStore:
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
-        """See :meth:`reliamq.spi.OutboxStore.claim`.  One transaction.
+    async def claim(
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+    ) -> Sequence[OutboxRow]:
+        """See :meth:`reliamq.spi.OutboxStore.claim`.
 
         Raises ConfigurationError when rows are to be kept and the database lacks the tables for it.
         """
@@ -66,25 +61,33 @@ class SqlOutboxStore:
         await self._claims.prepare(idle=self._idle)
         if self._idle and not await self._anything_to_send():
             return []
-        rows = await self._claim(relay, limit, lease)
+        rows = await self._claim(relay, limit, lease, max_bytes)
         self._idle = not rows
         return rows
 
-    async def _claim(self, relay: str, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
-        async with self._engine.begin() as connection:
-            free = await self._claims.free_buckets(connection, relay)
-            if not free:
+    async def _claim(self, relay: str, limit: int, lease: timedelta, max_bytes: int) -> Sequence[OutboxRow]:
+        """Buckets first, in a transaction of their own: while it lasts no other relay finds any."""
+        async with self._engine.connect() as connection:
+            async with connection.begin():
+                buckets = await self._claims.lease(connection, relay, lease.total_seconds())
+            if not buckets:
                 return []
-            buckets = free[: (len(free) + 1) // 2]  # half, so that others find some too
-            await connection.execute(_LEASE, {"buckets": buckets, "relay": relay, "seconds": lease.total_seconds()})
-            replays = 0 if self._sent is None else await self._sent.replays(connection)
-            if replays != self._replays:
-                self._replays = replays
-                self._claims.forget()
-            rows = [outbox_row(one, replays) for one in await self._claims.first_rows(connection, buckets, limit)]
-            if not rows:  # sent by others just now: nobody is to wait for a lease on nothing
-                await connection.rollback()
-            return rows
+            await connection.execution_options(**{READING: True})
+            rows = await self._first_rows(connection, buckets, limit, max_bytes)
+        if not rows:  # they were taken away just now: nobody is to wait for a lease on nothing
+            await self.settle(relay, confirmed=(), rejected=())
+        return rows
+
+    async def _first_rows(
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
+    ) -> list[OutboxRow]:
+        """Of buckets that are leased: what was sent of them before is gone by now."""
+        replays = 0 if self._sent is None else await self._sent.replays(connection)
+        if replays != self._replays:
+            self._replays = replays
+            self._claims.forget()
+        found = await self._claims.first_rows(connection, buckets, limit, max_bytes)
+        return [outbox_row(one, replays) for one in found]
 
     async def _anything_to_send(self) -> bool:
         """An idle relay must not take a write lock each time it looks."""

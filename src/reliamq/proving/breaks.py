@@ -16,6 +16,7 @@ import anyio
 from reliamq.proving.ledger import Ledger
 from reliamq.proving.plan import Rule
 from reliamq.spi import (
+    CLAIM_BYTES,
     Ack,
     Backend,
     Confirmation,
@@ -150,9 +151,11 @@ class ForgetfulOutbox:
         self._unsent: list[OutboxRow] = []
         self._send_at = 0.0
 
-    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+    async def claim(
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+    ) -> Sequence[OutboxRow]:
         """Claim and delete at once; what is in memory when the process dies is lost."""
-        rows = await self._store.claim(relay, limit=limit, lease=lease)
+        rows = await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes)
         if rows:
             await self._store.settle(relay, confirmed=rows, rejected=[])
             self._send_at = self._send_at if self._unsent else time.monotonic() + LINGER_SECONDS

@@ -23,7 +23,7 @@ from reliamq.settings.durations import Duration
 from reliamq.settings.faults import ENV_FILE, ENVIRONMENT, PYPROJECT, SETTINGS_FILE, clear_faults
 from reliamq.settings.masking import masked
 from reliamq.settings.sources import DELIMITER, PREFIX, OurVariables
-from reliamq.spi import ConfigurationError, Durability
+from reliamq.spi import CLAIM_BYTES, ConfigurationError, Durability
 
 __all__ = ["OutboxSettings", "PublisherSettings", "RelaySettings", "Settings", "WorkerSettings", "load_settings"]
 
@@ -78,12 +78,14 @@ class PublisherSettings(_Section):
 class RelaySettings(_Section):
     """The outbox relay.
 
-    batch: rows claimed at once.  poll: pause when nothing waits.  lease: after which a dead relay's rows are free.
+    batch, batch_bytes: rows claimed at once; the one whose body reaches so many bytes is the last.
+    poll: pause when nothing waits.  lease: after which a dead relay's rows are free.
     attempts: rejections of one row before it is parked (O5).  deadline: for the confirms of one batch.
     listen: be told of new rows by PostgreSQL, besides polling; see ``outbox.create_notify_trigger``.
     """
 
-    batch: int = Field(default=1000, ge=1, le=MOST)
+    batch: int = Field(default=2000, ge=1, le=MOST)
+    batch_bytes: int = Field(default=CLAIM_BYTES, ge=1, le=MOST_BYTES)
     poll: Duration = Field(default=timedelta(milliseconds=50), gt=timedelta(0), le=DAY)
     listen: bool = False
     lease: Duration = Field(default=timedelta(seconds=15), ge=SHORTEST_LEASE, le=DAY)

@@ -72,6 +72,7 @@ from reliamq.spi.outcomes import (
     Settlement as Settlement,
 )
 from reliamq.spi.stores import (
+    CLAIM_BYTES as CLAIM_BYTES,
     DistributedLock as DistributedLock,
     EffectBusy as EffectBusy,
     EffectGuard as EffectGuard,

@@ -16,6 +16,7 @@ from reliamq.spi.messages import Message
 from reliamq.spi.outcomes import Rejection
 
 __all__ = [
+    "CLAIM_BYTES",
     "DistributedLock",
     "EffectBusy",
     "EffectGuard",
@@ -33,6 +34,9 @@ __all__ = [
     "ProcessedId",
 ]
 
+
+CLAIM_BYTES = 4 * 2**20
+"""Bytes of bodies that one claim of the outbox may have, unless it is told otherwise."""
 
 # --- outbox -----------------------------------------------------------------------------------------------------------
 
@@ -116,10 +120,13 @@ class KeptWindow:
 class OutboxStore(Protocol):
     """The relay's side of the table.  Time is the database's (O8)."""
 
-    async def claim(self, relay: str, *, limit: int, lease: timedelta) -> Sequence[OutboxRow]:
+    async def claim(
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+    ) -> Sequence[OutboxRow]:
         """Take rows to send: each key's in order, no key that another live relay holds, none that waits for its retry
         (O3).
 
+        limit, max_bytes: most rows, and of their bodies; the row that reaches ``max_bytes`` is the last.
         What a dead relay held is free after its lease.  No lock or transaction is held on return.
         Cancelled: the claim runs out with its lease.
         """

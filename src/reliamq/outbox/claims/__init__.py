@@ -38,14 +38,20 @@ class Claims(Protocol):
         """Whether any row may go."""
         ...
 
-    async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
-        """Buckets with rows that may go which no other live relay holds, locked; those that waited longest first."""
+    async def lease(self, connection: AsyncConnection, relay: str, seconds: float) -> Sequence[int]:
+        """Lease buckets with rows that may go which no other live relay holds: half of them, those that waited longest.
+
+        Half, so that others find some too.  They are locked until the transaction ends.
+        """
         ...
 
     async def first_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
     ) -> Sequence[Sequence[Any]]:
-        """``ROW_COLUMNS`` of the first rows of these buckets that may go, in the order of their positions."""
+        """``ROW_COLUMNS`` of the first rows of these buckets that may go, in the order of their positions.
+
+        max_bytes: of bodies; the row that reaches it is the last.
+        """
         ...
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from reliamq.database import now_seconds
 from reliamq.outbox.claims.plain import PlainClaims, chosen_positions
 from reliamq.outbox.claims.rows import (
-    ROW_COLUMNS,
     SHARE,
+    bounded,
     due,
     free_buckets,
     waiting,
@@ -37,7 +37,7 @@ class MysqlClaims(PlainClaims):
         super().__init__(_first_rows_of)
 
     async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
-        """See the contract.  Buckets with rows that wait for a retry are asked for one by one."""
+        """See ``PlainClaims``.  Buckets with rows that wait for a retry are asked for one by one."""
         somewhere = row.bucket.in_(range(BUCKETS))  # a range of the index for each
         later = select(row.bucket).where(somewhere, waiting, row.available_at > now_seconds()).distinct()
         held = (await connection.scalars(later)).all()
@@ -57,4 +57,4 @@ def _first(bucket: Any, limit: Any) -> Select[Any]:
 @cache  # one for each number of buckets: making it anew costs more than the database's work
 def _first_rows_of(buckets: int) -> Select[Any]:
     chosen = chosen_positions(buckets, partial(_first, limit=SHARE)).subquery()
-    return select(*ROW_COLUMNS).join(chosen, chosen.c.position == row.position).order_by(row.position)
+    return bounded(select(row).join(chosen, chosen.c.position == row.position))

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Integer, Select, bindparam, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reliamq.outbox.claims.rows import LIMIT, may_go, share_of
-from reliamq.outbox.table import OutboxMessage
+from reliamq.outbox.claims.rows import LIMIT, lease, may_go, share_of
+from reliamq.outbox.table import OutboxLease, OutboxMessage
 
 __all__ = ["PlainClaims", "chosen_positions"]
 
 row = OutboxMessage
 _ANYTHING = select(row.bucket).where(*may_go).order_by(row.bucket, row.position).limit(1)
+_LEASE = lease(OutboxLease.bucket.in_(bindparam("buckets", expanding=True)))
 
 
-class PlainClaims:
-    """See :class:`reliamq.outbox.claims.Claims`; ``free_buckets`` is each database's own.
+class PlainClaims(ABC):
+    """See :class:`reliamq.outbox.claims.Claims`.
 
-    first_rows_of: the first rows of so many buckets, by the parameters bucket_0 and so on, share, limit.
+    first_rows_of: the first rows of so many buckets, by the parameters bucket_0 and so on, share, limit,
+    max_bytes.
     """
 
     def __init__(self, first_rows_of: Callable[[int], Select[Any]]) -> None:
         self._first_rows_of = first_rows_of
 
-    async def prepare(self, *, idle: bool) -> None:
+    async def prepare(self, *, idle: bool) -> None:  # noqa: B027  # the databases with these claims need none of it
         """Nothing is needed."""
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027
         """Nothing is known."""
 
-    async def by_index(self, connection: AsyncConnection) -> None:
+    async def by_index(self, connection: AsyncConnection) -> None:  # noqa: B027
         """It does."""
 
     async def anything(self, connection: AsyncConnection) -> bool:
         """See the contract."""
         return await connection.scalar(_ANYTHING) is not None
 
+    async def lease(self, connection: AsyncConnection, relay: str, seconds: float) -> Sequence[int]:
+        """See the contract."""
+        free = await self.free_buckets(connection, relay)
+        half = free[: (len(free) + 1) // 2]
+        if half:
+            await connection.execute(_LEASE, {"buckets": half, "relay": relay, "seconds": seconds})
+        return half
+
+    @abstractmethod
+    async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
+        """Buckets with rows that may go which no other live relay holds, locked; those that waited longest first."""
+
     async def first_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
     ) -> Sequence[Sequence[Any]]:
         """See the contract."""
         chosen = {f"bucket_{number}": bucket for number, bucket in enumerate(buckets)}
-        parameters = {**chosen, "share": share_of(buckets, limit), "limit": limit}
+        parameters = {**chosen, "share": share_of(buckets, limit), "limit": limit, "max_bytes": max_bytes}
         found: Sequence[Any] = (await connection.execute(self._first_rows_of(len(buckets)), parameters)).all()
         return found
 

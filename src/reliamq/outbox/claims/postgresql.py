@@ -7,16 +7,18 @@ from typing import Any
 
 from sqlalchemy import ARRAY, Integer, Select, bindparam, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from reliamq.outbox.claims.floors import Floors, floor_of
 from reliamq.outbox.claims.rows import (
     LIMIT,
-    ROW_COLUMNS,
     SHARE,
+    bounded,
     due,
     earlier,
     first_positions,
     free_buckets,
+    lease,
     share_of,
     waiting_for_retry,
 )
@@ -29,6 +31,8 @@ OTHER_PLANS = ("bitmapscan", "seqscan", "mergejoin", "hashjoin")
 """What must not be used instead of the index.  For a bucket that is not known when the plan is made PostgreSQL guesses
 one row in two hundred, and would rather read and sort all of it: the whole backlog, where one bucket has it.
 """
+STANDSTILL = "5s"
+"""After which the server ends a transaction that nobody goes on with, and its session."""
 
 
 class PostgresqlClaims:
@@ -46,27 +50,28 @@ class PostgresqlClaims:
         self._floors.forget()
 
     async def by_index(self, connection: AsyncConnection) -> None:
-        """See the contract.  A plan for all values that was made for a small table is kept when that has grown.
-
-        A SELECT would be where a transaction that reads repeatably begins to see.
-        """
-        await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        """See the contract.  A plan for all values that was made for a small table is kept when that has grown."""
+        await connection.execute(_FOR_A_SETTLEMENT)
 
     async def anything(self, connection: AsyncConnection) -> bool:
         """See the contract."""
         return await connection.scalar(_ANYTHING, {"floors": self._floors.positions}) is not None
 
-    async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
+    async def lease(self, connection: AsyncConnection, relay: str, seconds: float) -> Sequence[int]:
         """See the contract.  Changes how the rest of the transaction is planned, and how it commits."""
-        await connection.execute(_FOR_A_CLAIM)
-        return (await connection.scalars(_FREE_BUCKETS, {"relay": relay, "floors": self._floors.positions})).all()
+        await connection.execute(_FOR_A_LEASE)
+        parameters = {"relay": relay, "seconds": seconds, "floors": self._floors.positions}
+        return (await connection.scalars(_LEASE, parameters)).all()
 
     async def first_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
     ) -> Sequence[Sequence[Any]]:
-        """See the contract."""
+        """See the contract.  Changes how the rest of the transaction is planned."""
+        await connection.execute(_FOR_FIRST_ROWS)
         parameters = {"buckets": buckets, "floors": self._floors.positions, "share": share_of(buckets, limit)}
-        found: Sequence[Any] = (await connection.execute(_FIRST_ROWS, {**parameters, "limit": limit})).all()
+        found: Sequence[Any] = (
+            await connection.execute(_FIRST_ROWS, {**parameters, "limit": limit, "max_bytes": max_bytes})
+        ).all()
         if found:
             self._floors.claimed(found[-1].position)
         return found
@@ -90,18 +95,37 @@ def _anything() -> Select[Any]:
 
 
 def _first_rows() -> Select[Any]:
-    """Parameters: buckets, floors, share, limit."""
+    """Parameters: buckets, floors, share, limit, max_bytes."""
     buckets = func.unnest(bindparam("buckets", type_=ARRAY(Integer)))
     bucket = buckets.table_valued("number", name="bucket").render_derived()
     first = _first(bucket.c.number).limit(SHARE).lateral("first")
     chosen = select(first.c.position).select_from(bucket.join(first, true())).order_by(first.c.position).limit(LIMIT)
-    return select(*ROW_COLUMNS).where(row.position.in_(chosen)).order_by(row.position)
+    return bounded(select(row).where(row.position.in_(chosen)))
 
 
-_ANYTHING, _FIRST_ROWS = _anything(), _first_rows()
-_FREE_BUCKETS = free_buckets(_first(lease_of.bucket).limit(1).scalar_subquery().is_not(None))
-_FOR_A_CLAIM = select(
-    *[func.set_config(f"enable_{scan}", "off", True) for scan in OTHER_PLANS],
-    # A claim need not outlive the database's crash: taken back, it is a lease that ended early
-    func.set_config("synchronous_commit", "off", True),
-)
+def _lease() -> ReturningUpdate[int]:
+    """Parameters: relay, seconds, floors."""
+    has_rows = _first(lease_of.bucket).limit(1).scalar_subquery().is_not(None)
+    free = free_buckets(has_rows).add_columns(lease_of.until).cte("free")
+    half = select((func.count() + 1) // 2).select_from(free).scalar_subquery()
+    chosen = select(free.c.bucket).order_by(free.c.until).limit(half)
+    return lease(lease_of.bucket.in_(chosen)).returning(lease_of.bucket)
+
+
+_ANYTHING, _FIRST_ROWS, _LEASE = _anything(), _first_rows(), _lease()
+
+
+def _for_this_transaction(**settings: str) -> Select[Any]:
+    """One that stands still, paused by whatever, must not keep its locks from others for ever.
+
+    And up to PostgreSQL 17 a plan without its alternative looks so costly that it is compiled, in 200 ms.
+    """
+    chosen = {**settings, "jit": "off", "idle_in_transaction_session_timeout": STANDSTILL}
+    return select(*[func.set_config(name, value, True) for name, value in chosen.items()])
+
+
+_NO_OTHER_PLANS = {f"enable_{scan}": "off" for scan in OTHER_PLANS}
+# A claim need not outlive the database's crash: taken back, it is a lease that ended early
+_FOR_A_LEASE = _for_this_transaction(**_NO_OTHER_PLANS, synchronous_commit="off")
+_FOR_FIRST_ROWS = _for_this_transaction(**_NO_OTHER_PLANS)
+_FOR_A_SETTLEMENT = _for_this_transaction(enable_seqscan="off")

@@ -8,7 +8,21 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, or_, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    String,
+    Update,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from reliamq.database import now_seconds
@@ -20,10 +34,12 @@ __all__ = [
     "LIMIT",
     "ROW_COLUMNS",
     "SHARE",
+    "bounded",
     "due",
     "earlier",
     "first_positions",
     "free_buckets",
+    "lease",
     "may_go",
     "outbox_row",
     "share_of",
@@ -50,6 +66,7 @@ ROW_COLUMNS: Sequence[InstrumentedAttribute[Any]] = (
 )
 SHARE, LIMIT = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
 """Parameters: how many rows of one bucket, and of all."""
+_BYTES_BEFORE = func.sum(func.length(row.body)).over(order_by=row.position, rows=(None, -1))
 earlier = aliased(row, name="earlier")
 _earlier_waits = earlier.parked_at.is_(None)
 
@@ -86,13 +103,30 @@ def first_positions(bucket: Any, *conditions: Any) -> Select[Any]:
 
 
 def free_buckets(has_rows: ColumnElement[bool]) -> Select[int]:
-    """See :meth:`reliamq.outbox.claims.Claims.free_buckets`.  has_rows: whether the lease's bucket has any.
+    """Buckets that no other live relay holds, locked; those that waited longest first.  has_rows: whether it has any.
 
     Parameter: relay.
     """
     free = or_(lease_of.until <= now_seconds(), lease_of.owner == bindparam("relay", type_=String))
     query = select(lease_of.bucket).where(free, has_rows).order_by(lease_of.until)
     return query.with_for_update(skip_locked=True, of=lease_of)
+
+
+def lease(chosen: ColumnElement[bool]) -> Update:
+    """Lease the chosen buckets.  Parameters: relay, seconds."""
+    until = now_seconds() + bindparam("seconds", type_=Double)
+    return update(lease_of).where(chosen).values(owner=bindparam("relay"), until=until)
+
+
+def bounded(rows: Select[Any]) -> Select[Any]:
+    """Rows in order, up to the one that reaches so many bytes of bodies.  rows: some of the table's.
+
+    Parameter: max_bytes.
+    """
+    found = rows.with_only_columns(*ROW_COLUMNS, func.coalesce(_BYTES_BEFORE, 0).label("before")).subquery()
+    wanted = [found.c[column.key] for column in ROW_COLUMNS]
+    fits = found.c.before < bindparam("max_bytes", type_=BigInteger)
+    return select(*wanted).where(fits).order_by(found.c.position)
 
 
 def share_of(buckets: Sequence[int], limit: int) -> int:

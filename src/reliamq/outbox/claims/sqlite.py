@@ -10,7 +10,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reliamq.outbox.claims.plain import PlainClaims, chosen_positions
-from reliamq.outbox.claims.rows import ROW_COLUMNS, SHARE, first_positions, free_buckets, may_go
+from reliamq.outbox.claims.rows import SHARE, bounded, first_positions, free_buckets, may_go
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 
 __all__ = ["SqliteClaims"]
@@ -25,7 +25,7 @@ class SqliteClaims(PlainClaims):
         super().__init__(_first_rows_of)
 
     async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
-        """See the contract."""
+        """See ``PlainClaims``."""
         return (await connection.scalars(_FREE_BUCKETS, {"relay": relay})).all()
 
 
@@ -35,4 +35,4 @@ _FREE_BUCKETS = free_buckets(first_positions(lease_of.bucket, *may_go).limit(1).
 @cache  # one for each number of buckets: making it anew costs more than the database's work
 def _first_rows_of(buckets: int) -> Select[Any]:
     chosen = chosen_positions(buckets, lambda bucket: first_positions(bucket, *may_go).limit(SHARE))
-    return select(*ROW_COLUMNS).where(row.position.in_(chosen)).order_by(row.position)
+    return bounded(select(row).where(row.position.in_(chosen)))
