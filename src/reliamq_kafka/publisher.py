@@ -22,12 +22,31 @@ from reliamq_kafka.wire.admin import open_admin
 from reliamq_kafka.wire.errors import fate_of
 from reliamq_kafka.wire.partition_queue import PartitionQueue, PartitionQueues, Sending, Wire, concluded, is_judged
 from reliamq_kafka.wire.producers import LARGEST_BATCH, open_producers
-from reliamq_kafka.wire.records import hash_of, headers_of
+from reliamq_kafka.wire.records import Headers, hash_of, headers_of
 
 __all__ = ["KafkaPublisher", "open_publisher"]
 
 Name = tuple[str, str, str | None]
+NO_HEADERS: Headers = []
 REMEMBERED = 10_000  # keys with their partitions; messages in doubt
+
+
+class MessageSending(Sending):
+    """A message on its way.
+
+    Its headers are made when they are written.  Kept by thousands of messages that wait, they have Python's garbage
+    collector go through all that the process knows again and again, at a third of its time.
+    """
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message.id, message.key, message.body, NO_HEADERS)
+        self._message = message
+
+    def headers(self) -> Headers:
+        """Of the record."""
+        return headers_of(self._message)
 
 
 class KafkaPublisher:
@@ -52,7 +71,7 @@ class KafkaPublisher:
         """Store a batch; see the contract."""
         began = time.monotonic()
         outcomes: list[Outcome | None] = [None] * len(batch)
-        places: list[tuple[int, Sending, PartitionQueue]] = []
+        sent, queues, indexes = list[Sending](), list[PartitionQueue](), list[int]()
         added: dict[PartitionQueue, list[Sending]] = {}
         facts, topic = None, ""
         chains, place = Chains() if chained else None, None
@@ -75,14 +94,16 @@ class KafkaPublisher:
                     outcomes[index] = rejection or _unroutable(message, "is not there")
                     fail(place)
                     continue
-                known = Sending(message.id, message.key, message.body, headers_of(message)), self._queue(message, facts)
+                known = MessageSending(message), self._queue(message, facts)
                 added.setdefault(known[1], []).append(known[0])
             known[0].take(place)
-            places.append((index, *known))
+            sent.append(known[0])
+            queues.append(known[1])
+            indexes.append(index)
         for queue, sendings in added.items():
             queue.add(sendings)
-        await concluded([sending for _, sending, _ in places], deadline)
-        for index, sending, queue in places:
+        await concluded(sent, deadline)
+        for index, sending, queue in zip(indexes, sent, queues, strict=True):
             outcomes[index] = self._outcome(batch[index], sending, queue)
         return [outcome for outcome in outcomes if outcome is not None]
 

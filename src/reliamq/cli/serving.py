@@ -5,6 +5,7 @@ What a cancelled worker held is given back; what a killed one held comes back af
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -21,6 +22,10 @@ async def serve(app: Reliamq, work: Callable[[anyio.Event], Awaitable[None]]) ->
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_listen, stop, tasks.cancel_scope)
         async with app:
+            # What was imported stays: a garbage collector that goes through it again and again takes a fifth of a busy
+            # relay's time (https://docs.python.org/3/library/gc.html#gc.freeze)
+            gc.collect()
+            gc.freeze()
             await work(stop)
         tasks.cancel_scope.cancel()
 

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import anyio
@@ -163,7 +163,7 @@ class Relay:
         judged = any(rejection.reason.judges_message for _, rejection in rejected)
         return bool(confirmed) or judged
 
-    async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Sequence[tuple[OutboxRow, Outcome]]:
+    async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Iterable[tuple[OutboxRow, Outcome]]:
         """Rows and outcomes; nothing, where it is so late that the rows may soon be others'.  One call at a time; see
         the contract.
         """
@@ -171,7 +171,7 @@ class Relay:
             if time.monotonic() >= deadline:
                 return ()
             outcomes = await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
-        return list(zip(rows, outcomes, strict=True))
+        return zip(rows, outcomes, strict=True)
 
 
 async def _sleep(seconds: float | None, *until: anyio.Event | asyncio.Event | Bell) -> None:

@@ -36,16 +36,21 @@ class Sending:
     message_id: by which its outcome names it.  place: in a chain that must not go on behind it if it is not confirmed.
     value: None removes the key from a compacted topic.
     timestamp: milliseconds, the same each time that it is written, so that what fitted into a batch once fits again.
+    waiters: whoever waits for its outcome; hardly ever more than one.
     """
 
-    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "place", "timestamp", "value", "waiters")
+    __slots__ = ("_headers", "handed", "key", "message_id", "outcome", "place", "timestamp", "value", "waiters")
 
     def __init__(self, message_id: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-        self.message_id, self.key, self.value, self.headers = message_id, key, value, headers
+        self.message_id, self.key, self.value, self._headers = message_id, key, value, headers
         self.outcome: Outcome | None = None
         self.place: Place | None = None
         self.handed, self.timestamp = False, 0
-        self.waiters: list[Waiter] = []
+        self.waiters: tuple[Waiter, ...] = ()
+
+    def headers(self) -> Headers:
+        """Of the record, the same each time."""
+        return self._headers
 
     def conclude(self, outcome: Outcome) -> None:
         """Note what became of it and tell who waits."""
@@ -82,9 +87,9 @@ async def concluded(sendings: Sequence[Sending], deadline: float) -> None:
     open_ones = [sending for sending in sendings if sending.outcome is None]
     if not open_ones:
         return
-    waiter = Waiter(len(open_ones))
+    alone = (waiter := Waiter(len(open_ones)),)
     for sending in open_ones:
-        sending.waiters.append(waiter)
+        sending.waiters = (*sending.waiters, waiter) if sending.waiters else alone
     try:
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
@@ -92,7 +97,7 @@ async def concluded(sendings: Sequence[Sending], deadline: float) -> None:
     finally:
         if not waiter.done.is_set():  # whoever repeats them while they are on their way leaves nothing behind
             for sending in open_ones:
-                sending.waiters.remove(waiter)
+                sending.waiters = tuple(one for one in sending.waiters if one is not waiter)
 
 
 class Wire(Protocol):
@@ -287,7 +292,9 @@ class PartitionQueues:
 
 def _append(batch: BatchBuilder, sending: Sending) -> bool:
     """Whether there was room for it."""
-    metadata = batch.append(timestamp=sending.timestamp, key=sending.key, value=sending.value, headers=sending.headers)
+    metadata = batch.append(
+        timestamp=sending.timestamp, key=sending.key, value=sending.value, headers=sending.headers()
+    )
     return metadata is not None
 
 
