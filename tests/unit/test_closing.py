@@ -43,7 +43,7 @@ def test_a_client_whose_start_is_cancelled_is_closed_when_it_has_started() -> No
         await cancelled_while_starting(client)
         assert not client.closed
         client.may_start.set()
-        while not client.closed:  # noqa: ASYNC110  # nobody tells
+        while not client.closed:  # nobody tells
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(main(), 5))
