@@ -27,7 +27,7 @@ from reliamq_kafka.wire.records import Headers, hash_of, headers_of
 __all__ = ["KafkaPublisher", "open_publisher"]
 
 Name = tuple[str, str, str | None]
-NO_HEADERS: Headers = []
+_NONE: Headers = []
 REMEMBERED = 10_000  # keys with their partitions; messages in doubt
 
 
@@ -41,7 +41,7 @@ class MessageSending(Sending):
     __slots__ = ("_message",)
 
     def __init__(self, message: Message) -> None:
-        super().__init__(message.id, message.key, message.body, NO_HEADERS)
+        super().__init__(message.id, message.key, message.body, _NONE)
         self._message = message
 
     def headers(self) -> Headers:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 from aiokafka.errors import (
@@ -21,10 +22,10 @@ from aiokafka.errors import (
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
+from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
 from reliamq.spi.chains import Chains
 from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
-from reliamq_kafka.publisher import KafkaPublisher
+from reliamq_kafka.publisher import KafkaPublisher, MessageSending
 from reliamq_kafka.wire.partition_queue import ATTEMPTS, PartitionQueue, PartitionQueues, Sending, concluded
 from tests.kafka.conftest import message
 
@@ -131,8 +132,20 @@ async def test_a_producer_that_cannot_be_made_again_leaves_nobody_waiting() -> N
     assert [type(one) for one in found] == [InDoubt, InDoubt]
 
 
-async def test_what_cannot_be_written_is_rejected_alone() -> None:
-    wrong = Sending("wrong", b"k", b"x", [("name", "text")])  # type: ignore[list-item]  # a header must be bytes
+def a_message(headers: Mapping[Any, Any]) -> MessageSending:
+    return MessageSending(Message("t", b"x", "wrong", "T", "s", datetime.now(UTC), headers=headers))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Sending("wrong", b"k", b"x", [("name", "text")]),  # type: ignore[list-item]  # a header must be bytes
+        a_message({"name": b"bytes"}),  # and a message's must be text
+        a_message({"name": "\udfff"}),
+        a_message({1: "one"}),
+    ],
+)
+async def test_what_cannot_be_written_is_rejected_alone(wrong: Sending) -> None:
 
     found = await outcomes_of(Producer(), Sending("a", b"k", b"x", []), wrong, Sending("b", b"k", b"x", []))
 

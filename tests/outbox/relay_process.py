@@ -1,8 +1,8 @@
 """A relay in a process of its own, which says where it is and waits there to be killed, stopped or let go on.
 
 Run as ``python -m tests.outbox.relay_process DATABASE BROKER STAGE LEASE [KEEP]``.  At the stage ("claimed", "sent" or
-"settled"; "leasing" and "settling": in a transaction) it writes the name of the stage to its output and reads
-a line from its input before it goes on.  KEEP: for how many seconds sent rows are kept.  At the stage "replaying" it
+"settled"; "leasing", "settling" and "cleaning": in a transaction) it writes the name of the stage and reads
+a line before it goes on.  KEEP: for how many seconds sent rows are kept.  At the stage "replaying" it
 relays nothing, but replays, and waits in the middle.
 """
 
@@ -22,7 +22,7 @@ from reliamq.outbox import Relay, SqlOutboxStore
 from reliamq.spi import CLAIM_BYTES, OutboxRow, Rejection
 
 BEFORE = {"replaying": "DELETE", "settling": "UPDATE reliamq_outbox_lease"}
-AFTER = {"leasing": "WITH free AS"}
+AFTER = {"leasing": "WITH free AS", "cleaning": "DELETE FROM reliamq_outbox_sent"}
 """By the stage, how the statement of a transaction begins before or after which it waits: PostgreSQL's."""
 
 

@@ -168,7 +168,7 @@ async def test_a_relay_that_stood_still_after_sending_takes_no_row_and_no_claim_
     assert [number for _, _, number in await arrived(backend)] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("database", ["psycopg", "asyncpg"], indirect=True)
 @pytest.mark.parametrize("stage", ["leasing", "settling"])
 async def test_a_relay_that_stands_still_in_a_transaction_does_not_keep_its_locks_from_others(
     engine: AsyncEngine, store: SqlOutboxStore, database: str, backend: Backend, stage: str
@@ -185,6 +185,35 @@ async def test_a_relay_that_stands_still_in_a_transaction_does_not_keep_its_lock
         await _line(process, stage)  # it goes on, with a new session
 
     assert firsts(recorder.numbers("a")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+async def test_a_process_that_stands_still_in_a_replay_keeps_no_relay_from_settling(
+    engine: AsyncEngine, keeping: SqlOutboxStore, database: str, backend: Backend
+) -> None:
+    await add(engine, ("a", 1))
+    await drain(keeping, Recorder())
+    async with relay_process(database, backend, "replaying", KEEP) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        await add(engine, ("a", 2))
+        await drain(keeping, recorder := Recorder())
+
+    assert recorder.numbers("a") == [2]  # the server took back what was replayed
+
+
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+async def test_a_relay_that_stands_still_while_it_removes_old_rows_keeps_no_other_from_sending(
+    engine: AsyncEngine, keeping: SqlOutboxStore, database: str, backend: Backend
+) -> None:
+    await add(engine, ("a", 1))
+    await drain(keeping, Recorder())
+    short = timedelta(milliseconds=1)
+    async with relay_process(database, backend, "cleaning", short) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        await add(engine, ("a", 2))
+        await drain(SqlOutboxStore(engine, keep=short), recorder := Recorder())
+
+    assert recorder.numbers("a") == [2]
 
 
 async def _claims(store: SqlOutboxStore, into: list[int]) -> bool:

@@ -12,7 +12,7 @@ from datetime import timedelta
 import anyio
 import pytest
 from sqlalchemy import text, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from reliamq import outbox
 from reliamq.database import open_engine
@@ -79,6 +79,62 @@ async def test_a_message_whose_transaction_ends_late_is_not_passed_over(
     await add(engine, ("late", 2))
 
     assert numbers_of("late", await send_all(store)) == [1, 2]
+
+
+@on_postgresql
+async def test_a_slow_look_learns_nothing_from_another_one_of_the_same_relay(
+    engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay claims twice at a time."""
+    await add_everywhere(engine, 0)
+    await store.claim("first", limit=10, lease=timedelta(0))
+    await store.claim("first", limit=10, lease=timedelta(0))  # now a position is noted, and who was at work
+    answered, may_go_on, sent = anyio.Event(), anyio.Event(), list[OutboxRow]()
+    writers = floors._writers
+
+    async def send_slowly() -> None:
+        sent.extend(await send_all(store, "slow"))
+
+    async def slowly(connection: AsyncConnection) -> frozenset[str]:
+        found = await writers(connection)
+        if not answered.is_set():
+            answered.set()
+            await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(floors, "_writers", slowly)
+    async with AsyncSession(engine) as late, late.begin(), anyio.create_task_group() as tasks:
+        tasks.start_soon(send_slowly)
+        with anyio.fail_after(10):
+            await answered.wait()
+        monkeypatch.setattr(floors, "LOOK_SECONDS", 1e9)
+        outbox.add(late, orders, Order(account="late", number=1))
+        await late.flush()
+        await add_everywhere(engine, 1)
+        assert await store.claim("one", limit=1_000, lease=LEASE)
+        monkeypatch.setattr(floors, "LOOK_SECONDS", 0.0)
+        await send_all(store)  # would note a position behind the late one, and who is at work
+        may_go_on.set()
+    await add(engine, ("late", 2))
+    sent += await send_all(store)
+
+    assert numbers_of("late", sent) == [1, 2]
+
+
+@on_postgresql
+async def test_floors_may_be_forgotten_in_the_middle_of_a_look(
+    engine: AsyncEngine, store: SqlOutboxStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers = floors._writers
+
+    async def and_requeue(connection: AsyncConnection) -> frozenset[str]:
+        await store.requeue(None)
+        return await writers(connection)
+
+    monkeypatch.setattr(floors, "_writers", and_requeue)
+    for number in range(3):
+        await add_everywhere(engine, number)
+        assert len(await send_all(store)) == ACCOUNTS
 
 
 @on_postgresql

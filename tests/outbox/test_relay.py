@@ -24,6 +24,7 @@ from reliamq.spi import (
     GroupSpec,
     InDoubt,
     Message,
+    OutboxRow,
     Outcome,
     Rejection,
     RejectionReason,
@@ -232,22 +233,24 @@ async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
 
     @event.listens_for(engine.sync_engine, "before_cursor_execute")
     def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        if statement.startswith("SELECT"):
+        if statement.startswith(("SELECT", "WITH")):
             asked.append((statement, parameters))
 
     await analyse(engine, "reliamq_outbox")  # the planner knows now what is there
     assert len(await store.claim("relay", limit=500, lease=LEASE)) == 500
 
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    planned = 0
     async with engine.connect() as connection:
         for statement, parameters in asked.copy():
             if "reliamq_outbox.bucket" not in statement:  # how the others are planned, who writes
                 await connection.exec_driver_sql(statement, parameters)
                 continue
+            planned += 1
             plan = str((await connection.exec_driver_sql(f"{explain} {statement}", parameters)).all())
             assert "reliamq_outbox_waiting" in plan, plan
             assert "Bitmap" not in plan, plan
-    assert len(asked) >= 3
+    assert planned >= 3  # is there anything, which buckets, which rows
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
@@ -288,15 +291,72 @@ async def test_large_rows_are_sent_in_small_claims(engine: AsyncEngine, store: S
     recorder = Sizes()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Relay(store, recorder, batch=30, batch_bytes=2_000, lease=LEASE).run, stop)
-        await until(lambda: _is_empty(store))
+        await until(lambda: _waiting(store, 0))
         stop.set()
 
     assert sorted(number_of(message) for message in recorder.stored) == list(range(40))
     assert max(sizes) < 2_000 + 600
 
 
-async def _is_empty(store: SqlOutboxStore) -> bool:
-    return (await store.status()).waiting == 0
+@every_driver
+async def test_large_rows_are_claimed_in_order_and_small_ones_behind_them_by_the_thousand(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    sizes = [50_000] * 40 + [10] * 2_000
+    messages = [Message("t", b"x" * size, f"m-{n}", "T", "s", datetime.now(UTC), b"k") for n, size in enumerate(sizes)]
+    async with engine.begin() as connection:
+        await connection.execute(insert(OutboxMessage), [columns_of(one) for one in messages])
+    claims: list[list[int]] = []
+    while rows := await store.claim("one", limit=1_000, lease=LEASE, max_bytes=200_000):
+        claims.append([int(row.message.id[2:]) for row in rows])
+        await store.settle("one", confirmed=rows, rejected=[])
+
+    assert [number for claim in claims for number in claim] == list(range(len(sizes)))
+    assert [len(claim) for claim in claims[:10]] == [4] * 10
+    assert max(map(len, claims)) > 900
+
+
+async def test_a_claim_that_is_full_by_its_bytes_has_the_relay_claim_twice_at_a_time(
+    engine: AsyncEngine, store: SqlOutboxStore
+) -> None:
+    await add(engine, *((f"{number}".zfill(500), number) for number in range(40)))
+    both, stop = anyio.Event(), anyio.Event()
+    claims: list[str] = []
+
+    class Watched(SqlOutboxStore):
+        async def claim(self, relay: str, **limits: Any) -> Sequence[OutboxRow]:
+            rows = await super().claim(relay, **limits)
+            claims.append(relay)
+            if len(set(claims)) == 2:
+                both.set()
+            return rows
+
+    class Slow(Recorder):
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+            if len(claims) > 1:  # not the first, after which the relay knows that there is more
+                await both.wait()
+            return await super().send(batch, deadline=deadline, chained=chained)
+
+    async with anyio.create_task_group() as tasks:
+        relay = Relay(Watched(engine), Slow(), batch=30, batch_bytes=2_000, lease=LEASE, name="one")
+        tasks.start_soon(relay.run, stop)
+        await until(lambda: _waiting(store, 0))
+        stop.set()
+
+    assert set(claims) == {"one", "one/2"}
+
+
+async def test_outcomes_that_are_too_few_confirm_no_row(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    await add(engine, *(("a", number) for number in range(5)))
+
+    class Short(Recorder):
+        async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
+            return (await super().send(batch, deadline=deadline, chained=chained))[1:]
+
+    with pytest.raises(ValueError, match="4 outcomes for 5 messages"):
+        await Relay(store, Short(), lease=LEASE).run(anyio.Event())
+
+    assert await _waiting(store, 5)
 
 
 # --- rejections -------------------------------------------------------------------------------------------------------

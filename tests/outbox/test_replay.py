@@ -429,7 +429,7 @@ async def test_a_replay_waits_for_confirms_that_are_being_written_down(
 
         assert keeping._sent is not None
         async with engine.begin() as connection:  # the first half of a settlement, not yet committed
-            await keeping._sent.take_over(connection, claimed)
+            await keeping._sent.take_over(connection, claimed, await keeping._sent.hold(connection))
             tasks.start_soon(replay)
             await until(lambda: _somebody_waits_for_a_lock(plain))
         with anyio.fail_after(10):

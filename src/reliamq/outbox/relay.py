@@ -171,6 +171,8 @@ class Relay:
             if time.monotonic() >= deadline:
                 return ()
             outcomes = await self._publisher.send([one.message for one in rows], deadline=deadline, chained=True)
+        if len(outcomes) != len(rows):  # before any is taken for another row's
+            raise ValueError(f"the publisher gave {len(outcomes)} outcomes for {len(rows)} messages")
         return zip(rows, outcomes, strict=True)
 
 

@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from reliamq.database import READING, now_seconds
+from reliamq.outbox.standstill import end_if_it_stands_still
 from reliamq.outbox.table import OutboxMessage, OutboxReplay, SentMessage, what_keeping_lacks
 from reliamq.spi import ConfigurationError, KeptTopic, KeptWindow, OutboxRow
 from reliamq.spi.arguments import check_time, need
@@ -73,12 +74,17 @@ class SentRows:
         """How many replays there have been; what is claimed now carries it."""
         return int(await connection.scalar(select(replays.number)) or 0)
 
-    async def take_over(self, connection: AsyncConnection, confirmed: Sequence[OutboxRow]) -> None:
+    async def hold(self, connection: AsyncConnection) -> int:
+        """How many replays there have been.  Until the connection's transaction ends, which this begins, there is no
+        other: it would pass over what is just being written down.
+        """
+        return await _locked_number(connection, alone=False)
+
+    async def take_over(self, connection: AsyncConnection, confirmed: Sequence[OutboxRow], number: int) -> None:
         """Move confirmed rows here.  Those that were claimed before the last replay stay and are sent again.
 
-        Until the connection's transaction ends no replay begins: it would pass over what is just being written down.
+        number: of replays, held.
         """
-        number = await _locked_number(connection, alone=False)
         current = [one.position for one in confirmed if one.replays == number]
         for chosen in these(connection, row, current):
             for statement in _move(connection, chosen):
@@ -108,6 +114,7 @@ class SentRows:
         await self.check()
         async with self._engine.begin() as connection:
             await _locked_number(connection, alone=True)  # confirms that are being written down come first
+            await end_if_it_stands_still(connection)
             await connection.execute(update(replays).values(number=replays.number + 1))
             window = _within(*await _moments(connection, since, until), topic)
             again = select(*_of(sent)).where(*window).order_by(sent.position)
@@ -127,6 +134,7 @@ class SentRows:
         if not positions:
             return 0
         async with self._engine.begin() as connection:
+            await end_if_it_stands_still(connection)
             # Sent again meanwhile, a row is younger.
             removals = [_removal(chosen, self._keep) for chosen in these(connection, sent, positions)]
             removed = [await connection.execute(removal) for removal in removals]

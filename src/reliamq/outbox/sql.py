@@ -18,6 +18,7 @@ from reliamq.database import READING, now_seconds
 from reliamq.outbox.claims import claims_on
 from reliamq.outbox.claims.rows import ROW_COLUMNS, outbox_row, waiting
 from reliamq.outbox.sent import CHUNK, SentRows, these
+from reliamq.outbox.standstill import end_if_it_stands_still
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 from reliamq.spi import CLAIM_BYTES, ConfigurationError, KeptWindow, OutboxRow, OutboxStatus, ParkedRow, Rejection
 
@@ -61,7 +62,7 @@ class SqlOutboxStore:
         await self._claims.prepare(idle=self._idle)
         if self._idle and not await self._anything_to_send():
             return []
-        rows = await self._claim(relay, limit, lease, max_bytes)
+        rows = await self._claim(relay, limit, lease, max(1, max_bytes))
         self._idle = not rows
         return rows
 
@@ -100,12 +101,13 @@ class SqlOutboxStore:
     ) -> None:
         """See :meth:`reliamq.spi.OutboxStore.settle`.  One transaction."""
         async with self._engine.begin() as connection:
+            replays = 0 if self._sent is None else await self._sent.hold(connection)
             await self._claims.by_index(connection)
             if self._sent is None:
                 for chosen in these(connection, row, [one.position for one in confirmed]):
                     await connection.execute(delete(row).where(chosen))
             else:
-                await self._sent.take_over(connection, confirmed)
+                await self._sent.take_over(connection, confirmed, replays)
             for one, rejection in rejected:
                 await connection.execute(self._after_rejection(one, rejection))
             await connection.execute(_GIVE_BACK, {"relay": relay})
@@ -173,6 +175,7 @@ class SqlOutboxStore:
             starts = range(0, len(message_ids), CHUNK)
             parts = [change.where(row.message_id.in_(message_ids[start : start + CHUNK])) for start in starts]
         async with self._engine.begin() as connection:
+            await end_if_it_stands_still(connection)
             return sum([int((await connection.execute(part)).rowcount) for part in parts])
 
     # --- sent rows -------------------------------------------------------------------------------------------------

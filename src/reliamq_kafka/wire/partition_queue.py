@@ -182,7 +182,7 @@ class PartitionQueue:
             sending.timestamp = now
             try:
                 fits = _append(batch, sending)
-            except (TypeError, ValueError) as error:
+            except Exception as error:  # whatever it has for a key, a value and headers
                 self._waiting.popleft()
                 sending.conclude(_unwritable(sending, error))
                 return self._packed_again(packed)  # what it has left behind in the batch is unknown

@@ -20,7 +20,7 @@ __all__ = ["Claims", "claims_on"]
 
 
 class Claims(Protocol):
-    """What a claim asks a database, in this order."""
+    """What a claim asks a database; and how a settlement finds its rows."""
 
     async def prepare(self, *, idle: bool) -> None:
         """Before each claim: learn what makes its questions cheap.  idle: the last one found nothing."""
@@ -41,7 +41,7 @@ class Claims(Protocol):
     async def lease(self, connection: AsyncConnection, relay: str, seconds: float) -> Sequence[int]:
         """Lease buckets with rows that may go which no other live relay holds: half of them, those that waited longest.
 
-        Half, so that others find some too.  They are locked until the transaction ends.
+        Half, so that others find some too; until the transaction ends, though, all of them are locked.
         """
         ...
 

@@ -61,6 +61,7 @@ class Floors:
         self._engine = engine
         self._looked_at, self._whole_at = float("-inf"), time.monotonic()
         self._server: datetime | None = None
+        self._looking = False
         self._last = 0
         self._mark: Mark | None = None
         self.positions = [0] * BUCKETS
@@ -76,15 +77,19 @@ class Floors:
     async def look(self, *, idle: bool) -> None:
         """Raise the floors, if it is time to.
 
-        Each statement is a transaction of its own, so that it sees what is committed when it begins.
+        Each statement is a transaction of its own, so that it sees what is committed when it begins.  One look at a
+        time: what it learns is true of the mark that it began with.
         """
         now = time.monotonic()
-        if now < self._looked_at + (WHOLE_SECONDS if idle else LOOK_SECONDS):
+        if self._looking or now < self._looked_at + (WHOLE_SECONDS if idle else LOOK_SECONDS):
             return
-        self._looked_at = now
-        async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await self._look(connection, now)
+        self._looked_at, self._looking = now, True
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await self._look(connection, now)
+        finally:
+            self._looking = False
 
     async def _look(self, connection: AsyncConnection, now: float) -> None:
         if (server := await connection.scalar(select(func.pg_postmaster_start_time()))) != self._server:
@@ -93,10 +98,10 @@ class Floors:
         if now >= self._whole_at + WHOLE_SECONDS:
             self._whole_at = now
             await self._look_below(connection)
-        if self._mark is not None:
-            if self._mark.writers & await _writers(connection):
+        if (mark := self._mark) is not None:
+            if mark.writers & await _writers(connection):
                 return
-            await self._raise(connection, self._mark.last + 1)
+            await self._raise(connection, mark.last + 1)
         last = self._last  # before the writers: who is not among them draws a later one
         self._mark = Mark(last, await _writers(connection))
 

@@ -1,7 +1,8 @@
 """Claims on MySQL and MariaDB.
 
 They read an index from its beginning for a range of an outer row, sort a whole bucket unless it is asked for with
-``=``, look for each row of the table in an IN list, and make a join with the whole table of EXISTS.
+``=``, look for each row of the table in an IN list, make a join with the whole table of EXISTS, and read a large body
+for its length.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from sqlalchemy import Select, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reliamq.database import now_seconds
-from reliamq.outbox.claims.plain import PlainClaims, chosen_positions
+from reliamq.outbox.claims.plain import PlainClaims, chosen_rows
 from reliamq.outbox.claims.rows import (
     SHARE,
-    bounded,
     due,
     free_buckets,
     waiting,
@@ -31,10 +31,25 @@ row, lease_of = OutboxMessage, OutboxLease
 
 
 class MysqlClaims(PlainClaims):
-    """See :class:`reliamq.outbox.claims.Claims`."""
+    """See :class:`reliamq.outbox.claims.Claims`.  State of one relay: how many rows a claim looks at."""
 
     def __init__(self) -> None:
         super().__init__(_first_rows_of)
+        self._most = 0  # 0: as many as it may
+
+    async def first_rows(
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
+    ) -> Sequence[Sequence[Any]]:
+        """See the contract.  After a claim that its bytes have ended, the next looks at twice as many rows as that had:
+        to look at thousands of large ones and take a few would last longer than a lease.
+        """
+        most = min(limit, self._most or limit)
+        found: Sequence[Any] = await super().first_rows(connection, buckets, most, max_bytes)
+        if sum(len(one.body) for one in found) >= max_bytes:
+            self._most = 2 * len(found)
+        elif len(found) == most:
+            self._most = 2 * most
+        return found
 
     async def free_buckets(self, connection: AsyncConnection, relay: str) -> Sequence[int]:
         """See ``PlainClaims``.  Buckets with rows that wait for a retry are asked for one by one."""
@@ -56,5 +71,4 @@ def _first(bucket: Any, limit: Any) -> Select[Any]:
 
 @cache  # one for each number of buckets: making it anew costs more than the database's work
 def _first_rows_of(buckets: int) -> Select[Any]:
-    chosen = chosen_positions(buckets, partial(_first, limit=SHARE)).subquery()
-    return bounded(select(row).join(chosen, chosen.c.position == row.position))
+    return chosen_rows(buckets, partial(_first, limit=SHARE))

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Integer, Select, bindparam, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reliamq.outbox.claims.rows import LIMIT, lease, may_go, share_of
+from reliamq.outbox.claims.rows import BYTES_BEFORE, LIMIT, MAX_BYTES, ROW_COLUMNS, lease, may_go, share_of
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 
-__all__ = ["PlainClaims", "chosen_positions"]
+__all__ = ["PlainClaims", "chosen_rows"]
 
 row = OutboxMessage
 _ANYTHING = select(row.bucket).where(*may_go).order_by(row.bucket, row.position).limit(1)
@@ -64,11 +64,17 @@ class PlainClaims(ABC):
         return found
 
 
-def chosen_positions(buckets: int, first: Callable[[Any], Select[Any]]) -> Select[Any]:
-    """The first positions of so many buckets, each by the index: one ORDER BY over all would sort the whole backlog.
+def chosen_rows(buckets: int, first: Callable[[Any], Select[Any]]) -> Select[Any]:
+    """The first rows of so many buckets, each by the index: one ORDER BY over all would sort the whole backlog.
 
-    first: those of one bucket.
+    Where they end is told from lengths alone: bodies would be copied to a table on the disk for it.
+    first: the first positions of one bucket.
     """
     numbers = [bindparam(f"bucket_{number}", type_=Integer) for number in range(buckets)]
     union = union_all(*[select(first(number).subquery()) for number in numbers]).subquery()
-    return select(union.c.position).order_by(union.c.position).limit(LIMIT)
+    chosen = select(union.c.position).order_by(union.c.position).limit(LIMIT).subquery()
+    sized = (
+        select(row.position, BYTES_BEFORE.label("before")).join(chosen, chosen.c.position == row.position).subquery()
+    )
+    fits = (sized.c.position == row.position) & (sized.c.before < MAX_BYTES)
+    return select(*ROW_COLUMNS).join(sized, fits).order_by(row.position)

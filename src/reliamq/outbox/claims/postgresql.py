@@ -11,9 +11,11 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from reliamq.outbox.claims.floors import Floors, floor_of
 from reliamq.outbox.claims.rows import (
+    BYTES_BEFORE,
     LIMIT,
+    MAX_BYTES,
+    ROW_COLUMNS,
     SHARE,
-    bounded,
     due,
     earlier,
     first_positions,
@@ -22,6 +24,7 @@ from reliamq.outbox.claims.rows import (
     share_of,
     waiting_for_retry,
 )
+from reliamq.outbox.standstill import settings_of
 from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
 
 __all__ = ["PostgresqlClaims"]
@@ -31,8 +34,6 @@ OTHER_PLANS = ("bitmapscan", "seqscan", "mergejoin", "hashjoin")
 """What must not be used instead of the index.  For a bucket that is not known when the plan is made PostgreSQL guesses
 one row in two hundred, and would rather read and sort all of it: the whole backlog, where one bucket has it.
 """
-STANDSTILL = "5s"
-"""After which the server ends a transaction that nobody goes on with, and its session."""
 
 
 class PostgresqlClaims:
@@ -100,7 +101,10 @@ def _first_rows() -> Select[Any]:
     bucket = buckets.table_valued("number", name="bucket").render_derived()
     first = _first(bucket.c.number).limit(SHARE).lateral("first")
     chosen = select(first.c.position).select_from(bucket.join(first, true())).order_by(first.c.position).limit(LIMIT)
-    return bounded(select(row).where(row.position.in_(chosen)))
+    # Large bodies are kept elsewhere, and are not read for their length
+    found = select(*ROW_COLUMNS, BYTES_BEFORE.label("before")).where(row.position.in_(chosen)).subquery()
+    wanted = [found.c[column.key] for column in ROW_COLUMNS]
+    return select(*wanted).where(found.c.before < MAX_BYTES).order_by(found.c.position)
 
 
 def _lease() -> ReturningUpdate[int]:
@@ -115,17 +119,9 @@ def _lease() -> ReturningUpdate[int]:
 _ANYTHING, _FIRST_ROWS, _LEASE = _anything(), _first_rows(), _lease()
 
 
-def _for_this_transaction(**settings: str) -> Select[Any]:
-    """One that stands still, paused by whatever, must not keep its locks from others for ever.
-
-    And up to PostgreSQL 17 a plan without its alternative looks so costly that it is compiled, in 200 ms.
-    """
-    chosen = {**settings, "jit": "off", "idle_in_transaction_session_timeout": STANDSTILL}
-    return select(*[func.set_config(name, value, True) for name, value in chosen.items()])
-
-
-_NO_OTHER_PLANS = {f"enable_{scan}": "off" for scan in OTHER_PLANS}
+# Up to PostgreSQL 17 a plan without its alternative looks so costly that it is compiled, in 200 ms
+_NO_OTHER_PLANS = {"jit": "off", **{f"enable_{scan}": "off" for scan in OTHER_PLANS}}
 # A claim need not outlive the database's crash: taken back, it is a lease that ended early
-_FOR_A_LEASE = _for_this_transaction(**_NO_OTHER_PLANS, synchronous_commit="off")
-_FOR_FIRST_ROWS = _for_this_transaction(**_NO_OTHER_PLANS)
-_FOR_A_SETTLEMENT = _for_this_transaction(enable_seqscan="off")
+_FOR_A_LEASE = settings_of(**_NO_OTHER_PLANS, synchronous_commit="off")
+_FOR_FIRST_ROWS = settings_of(**_NO_OTHER_PLANS)
+_FOR_A_SETTLEMENT = settings_of(jit="off", enable_seqscan="off")

@@ -31,10 +31,11 @@ from reliamq.spi import Message, OutboxRow
 from reliamq.spi.messages import NO_HEADERS
 
 __all__ = [
+    "BYTES_BEFORE",
     "LIMIT",
+    "MAX_BYTES",
     "ROW_COLUMNS",
     "SHARE",
-    "bounded",
     "due",
     "earlier",
     "first_positions",
@@ -66,7 +67,9 @@ ROW_COLUMNS: Sequence[InstrumentedAttribute[Any]] = (
 )
 SHARE, LIMIT = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
 """Parameters: how many rows of one bucket, and of all."""
-_BYTES_BEFORE = func.sum(func.length(row.body)).over(order_by=row.position, rows=(None, -1))
+BYTES_BEFORE = func.coalesce(func.sum(func.length(row.body)).over(order_by=row.position, rows=(None, -1)), 0)
+MAX_BYTES = bindparam("max_bytes", type_=BigInteger)
+"""Bytes of the bodies before a row, and a parameter: the row before which there are so many is none of the claim."""
 earlier = aliased(row, name="earlier")
 _earlier_waits = earlier.parked_at.is_(None)
 
@@ -116,17 +119,6 @@ def lease(chosen: ColumnElement[bool]) -> Update:
     """Lease the chosen buckets.  Parameters: relay, seconds."""
     until = now_seconds() + bindparam("seconds", type_=Double)
     return update(lease_of).where(chosen).values(owner=bindparam("relay"), until=until)
-
-
-def bounded(rows: Select[Any]) -> Select[Any]:
-    """Rows in order, up to the one that reaches so many bytes of bodies.  rows: some of the table's.
-
-    Parameter: max_bytes.
-    """
-    found = rows.with_only_columns(*ROW_COLUMNS, func.coalesce(_BYTES_BEFORE, 0).label("before")).subquery()
-    wanted = [found.c[column.key] for column in ROW_COLUMNS]
-    fits = found.c.before < bindparam("max_bytes", type_=BigInteger)
-    return select(*wanted).where(fits).order_by(found.c.position)
 
 
 def share_of(buckets: Sequence[int], limit: int) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reliamq.outbox.claims.plain import PlainClaims, chosen_positions
-from reliamq.outbox.claims.rows import SHARE, bounded, first_positions, free_buckets, may_go
+from reliamq.outbox.claims.plain import PlainClaims, chosen_rows
+from reliamq.outbox.claims.rows import SHARE, first_positions, free_buckets, may_go
 from reliamq.outbox.table import OutboxLease, OutboxMessage
 
 __all__ = ["SqliteClaims"]
@@ -34,5 +34,4 @@ _FREE_BUCKETS = free_buckets(first_positions(lease_of.bucket, *may_go).limit(1).
 
 @cache  # one for each number of buckets: making it anew costs more than the database's work
 def _first_rows_of(buckets: int) -> Select[Any]:
-    chosen = chosen_positions(buckets, lambda bucket: first_positions(bucket, *may_go).limit(SHARE))
-    return bounded(select(row).where(row.position.in_(chosen)))
+    return chosen_rows(buckets, lambda bucket: first_positions(bucket, *may_go).limit(SHARE))
