@@ -481,13 +481,13 @@ async def test_a_relay_removes_batch_after_batch_what_is_over_also_while_it_send
             limits.append(limit)
             return await super().clean(limit=limit)
 
-    await add(engine, *((f"account-{number}", number) for number in range(100)))
+    await add(engine, *((f"account-{number}", number) for number in range(400)))  # more claims than removals
     watched = Watched(engine, keep=DAY)
     recorder = Recorder()
     await drain(watched, recorder, batch=10)
 
-    assert len(recorder.stored) == 100
-    assert (await keeping.status()).kept == 100  # the new ones
+    assert len(recorder.stored) == 400
+    assert (await keeping.status()).kept == 400  # the new ones
     assert set(limits) == {20}
     assert len(limits) == 6  # five that were full and one that was not; the next look is ten seconds later
 
