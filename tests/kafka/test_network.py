@@ -57,9 +57,8 @@ async def send_until_confirmed(publisher: Publisher, batch: Sequence[Message], s
 async def check_log(settings: KafkaSettings, topic: str, waves: int) -> None:
     """Each of eight keys has all its waves, in order of their first coming: what was in doubt may be there twice."""
     stored: list[ConsumerRecord] = []
-    with anyio.move_on_after(
-        30
-    ):  # a broker that was frozen still takes itself for the leader for a moment, and lacks some
+    # A broker that was frozen still takes itself for the leader for a moment, and lacks some
+    with anyio.move_on_after(30):
         while len({record.value for record in stored}) < 8 * waves:
             stored = [record for partition in await log_of(settings, topic) for record in partition]
             await anyio.sleep(0.2)

@@ -146,7 +146,6 @@ def a_message(headers: Mapping[Any, Any]) -> MessageSending:
     ],
 )
 async def test_what_cannot_be_written_is_rejected_alone(wrong: Sending) -> None:
-
     found = await outcomes_of(Producer(), Sending("a", b"k", b"x", []), wrong, Sending("b", b"k", b"x", []))
 
     assert [type(one) for one in found] == [Confirmation, Rejection, Confirmation]

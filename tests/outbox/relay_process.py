@@ -1,9 +1,9 @@
 """A relay in a process of its own, which says where it is and waits there to be killed, stopped or let go on.
 
 Run as ``python -m tests.outbox.relay_process DATABASE BROKER STAGE LEASE [KEEP]``.  At the stage ("claimed", "sent" or
-"settled"; "leasing", "settling" and "cleaning": in a transaction) it writes the name of the stage and reads
-a line before it goes on.  KEEP: for how many seconds sent rows are kept.  At the stage "replaying" it
-relays nothing, but replays, and waits in the middle.
+"settled"; "leasing", "settling" and "cleaning": in a transaction) it writes the name of the stage and reads a line
+before it goes on.  KEEP: for how many seconds sent rows are kept.  At the stage "replaying" it relays nothing, but
+replays, and waits in the middle.
 """
 
 from __future__ import annotations

@@ -16,13 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reliamq.database import now_seconds
 from reliamq.outbox.claims.plain import PlainClaims, chosen_rows
-from reliamq.outbox.claims.rows import (
-    SHARE,
-    due,
-    free_buckets,
-    waiting,
-    waiting_for_retry,
-)
+from reliamq.outbox.claims.rows import SHARE, due, free_buckets, waiting, waiting_for_retry
 from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
 
 __all__ = ["MysqlClaims"]

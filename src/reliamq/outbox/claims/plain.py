@@ -1,4 +1,4 @@
-"""Claims that keep nothing in mind from one to the next: what SQLite and MySQL have in common."""
+"""Claims that know nothing of where rows begin: what SQLite and MySQL have in common."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _LEASE = lease(OutboxLease.bucket.in_(bindparam("buckets", expanding=True)))
 class PlainClaims(ABC):
     """See :class:`reliamq.outbox.claims.Claims`.
 
-    first_rows_of: the first rows of so many buckets, by the parameters bucket_0 and so on, share, limit,
-    max_bytes.
+    first_rows_of: the first rows of so many buckets, by the parameters bucket_0 and so on, share, limit, max_bytes.
     """
 
     def __init__(self, first_rows_of: Callable[[int], Select[Any]]) -> None:
