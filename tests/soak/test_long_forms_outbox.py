@@ -285,7 +285,7 @@ def test_the_proof_holds_on_postgresql(
     with own_postgresql.fresh_database() as url:
         code, counters = prove(
             *broker(),
-            *("--database", url, "--messages", "10000", "--seed", str(seed)),
+            *("--database", url, "--messages", "4000", "--seed", str(seed)),
             *("--kill-every", "2", "--deadline", "300"),
             timeout=3600,
         )
@@ -293,4 +293,4 @@ def test_the_proof_holds_on_postgresql(
 
     assert {name: counters[name] for name in NONE_WRONG} == NONE_WRONG, counters
     assert code == 0
-    assert counters["confirmed"] == counters["committed"] == counters["effects"] == 9_500
+    assert counters["confirmed"] == counters["committed"] == counters["effects"] == 3_800
