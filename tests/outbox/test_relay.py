@@ -429,7 +429,7 @@ async def test_what_is_purged_is_never_sent_and_what_waits_is_left_alone(
 
 @pytest.mark.parametrize("outage", ["unavailable", "transient", "doubt"])
 async def test_an_outage_burns_no_attempt_and_does_not_spin(
-    engine: AsyncEngine, store: SqlOutboxStore, outage: str
+    engine: AsyncEngine, store: SqlOutboxStore, outage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await add(engine, *((f"account-{number}", number) for number in range(100)))
     back = False
@@ -453,10 +453,12 @@ async def test_an_outage_burns_no_attempt_and_does_not_spin(
     async with relaying(store, recorder):
         await until(lambda: _calls(recorder, 3))
         await anyio.sleep(0.5)  # what is counted is how little happens in a time
-        # Pauses of 0.1, 0.2, 0.4, 0.8 … s: a handful of rounds, each of a few statements and one update per rejection.
+        # Pauses of 0.1, 0.2, 0.4, 0.8 … s: a handful of rounds, each of a few statements, and one line of the log.
         rounds = recorder.calls
         assert rounds <= 10
         assert statements["SELECT"] <= 12 * rounds
+        assert statements["UPDATE"] <= 6 * rounds
+        assert 0 < len(caplog.records) <= rounds
         async with engine.connect() as connection:
             assert await connection.scalar(select(func.max(OutboxMessage.attempts))) == 0
         back = True

@@ -24,12 +24,12 @@ from reliamq.spi import (
     CLAIM_BYTES,
     BrokerUnavailable,
     Confirmation,
+    InDoubt,
     OutboxRow,
     OutboxStore,
     Outcome,
     Publisher,
     Rejection,
-    RejectionReason,
 )
 
 __all__ = ["Relay"]
@@ -150,18 +150,22 @@ class Relay:
             return True
         confirmed: list[OutboxRow] = []
         rejected: list[tuple[OutboxRow, Rejection]] = []
+        left: list[Rejection | InDoubt] = []
         try:
             for one, outcome in await self._send(rows, deadline):
                 if isinstance(outcome, Confirmation):
                     confirmed.append(one)
-                elif isinstance(outcome, Rejection) and outcome.reason is not RejectionReason.BEHIND:
+                elif isinstance(outcome, Rejection) and outcome.reason.judges_message:
                     rejected.append((one, outcome))
                     logger.warning("row %d (%s) rejected: %s", one.position, one.message.id, outcome.detail)
+                else:  # not one line each, and nothing to write: an outage is no fault of theirs
+                    left.append(outcome)
         finally:
             # Also when sending failed: the claim ends at once.
             await self._store.settle(owner, confirmed=confirmed, rejected=rejected)
-        judged = any(rejection.reason.judges_message for _, rejection in rejected)
-        return bool(confirmed) or judged
+        if left:
+            logger.warning("%d of %d rows wait on; the first: %s", len(left), len(rows), left[0].detail)
+        return bool(confirmed or rejected)
 
     async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Iterable[tuple[OutboxRow, Outcome]]:
         """Rows and outcomes; nothing, where it is so late that the rows may soon be others'.  One call at a time; see

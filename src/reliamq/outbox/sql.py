@@ -109,14 +109,13 @@ class SqlOutboxStore:
             else:
                 await self._sent.take_over(connection, confirmed, replays)
             for one, rejection in rejected:
-                await connection.execute(self._after_rejection(one, rejection))
+                if rejection.reason.judges_message:
+                    await connection.execute(self._after_rejection(one, rejection))
             await connection.execute(_GIVE_BACK, {"relay": relay})
 
     def _after_rejection(self, one: OutboxRow, rejection: Rejection) -> Any:
         change = update(row).where(row.position == one.position)
         error = f"{rejection.reason}: {rejection.detail}"[:MAX_ERROR_CHARACTERS]
-        if not rejection.reason.judges_message:
-            return change.values(error=error)
         attempts = one.attempts + 1
         if attempts >= self._max_attempts:
             return change.values(error=error, attempts=attempts, parked_at=now_seconds())

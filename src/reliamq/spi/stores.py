@@ -140,8 +140,8 @@ class OutboxStore(Protocol):
         Confirmed rows leave the table (O2), also when the claim was lost meanwhile: a confirm stays true.  Where sent
         rows are kept, they can be sent again from then on; of rows that were claimed before the last replay no confirm
         counts, and they are sent again (O7).
-        Rejected rows count one attempt each where the reason judges the message, wait, and are parked after their
-        last one (O5).  Rows claimed and named in neither list are free again.
+        Rejected rows count one attempt each, wait, and are parked after their last one (O5); only reasons that judge
+        the message count.  Rows claimed and named in neither list are free again.
         Cancelled: nothing is written, or all of it.
         """
         ...
