@@ -173,3 +173,21 @@ async def test_a_place_that_is_stuck_holds_up_no_message_that_is_stored_elsewher
     assert len(backend.batches) < 10, "what gathers goes out together"
     of_bob = [int(one) for batch in backend.batches for one in batch if int(one) % 4 == 1]
     assert of_bob == sorted(of_bob)
+
+
+async def test_callers_who_do_a_little_before_they_publish_on_leave_together_all_the_same() -> None:
+    """P5: what was published on while the last batch was told about goes into the next one."""
+    backend = Backend(confirmed)
+    publisher = ConfirmingPublisher(backend)
+
+    async def publish_on(caller: int) -> None:
+        for number in range(10):
+            await publisher.publish(message(caller * 10 + number), deadline=SOON)
+            for _ in range(caller % 8):
+                await asyncio.sleep(0)
+
+    async with running(publisher), anyio.create_task_group() as callers:
+        for caller in range(32):
+            callers.start_soon(publish_on, caller)
+
+    assert len(backend.batches) == 10
