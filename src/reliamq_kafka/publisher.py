@@ -56,6 +56,8 @@ class KafkaPublisher:
     change; a topic that was declared later has one route for all its messages.
     """
 
+    gathering_rounds = 16  # decision 11
+
     def __init__(self, producers: Wire, topics: KnownTopics, partitions: Mapping[str, int]) -> None:
         self._topics, self._counts = topics, partitions
         self._queues = PartitionQueues(producers)

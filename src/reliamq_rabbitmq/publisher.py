@@ -42,6 +42,8 @@ exchange, over ``max_message_size`` (AMQP 0-9-1, section 1.5; RabbitMQ's documen
 class RabbitmqPublisher:
     """A :class:`~reliamq.spi.Publisher`."""
 
+    gathering_rounds = 1
+
     def __init__(self, settings: RabbitmqSettings, link: Link) -> None:
         self._link, self._topics = link, KnownTopics(settings)
         self._keys: dict[bytes, str] = {}

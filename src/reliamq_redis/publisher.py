@@ -51,6 +51,8 @@ MOST_FIELDS = 7_000
 class RedisPublisher:
     """A :class:`~reliamq.spi.Publisher`."""
 
+    gathering_rounds = 1
+
     def __init__(self, settings: RedisSettings, servers: Servers) -> None:
         self._settings, self._servers = settings, servers
         self._facts: dict[str, TopicFacts] = {}

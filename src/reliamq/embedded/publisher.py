@@ -46,6 +46,8 @@ DELIVER_AGAIN = "INSERT INTO delivery (group_id, position, seq, state, due_at) V
 class EmbeddedPublisher:
     """A :class:`~reliamq.spi.Publisher` on one database; it has no state but that."""
 
+    gathering_rounds = 1
+
     def __init__(self, database: Database) -> None:
         self._database = database
 

@@ -79,7 +79,7 @@ class WatchedBackend:
 class _WatchedPublisher:
     def __init__(self, publisher: Publisher, ledger: Ledger) -> None:
         self._publisher, self._ledger = publisher, ledger
-        self.route = publisher.route
+        self.route, self.gathering_rounds = publisher.route, publisher.gathering_rounds
 
     async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         outcomes = await self._publisher.send(batch, deadline=deadline, chained=chained)

@@ -176,7 +176,8 @@ class ConfirmingPublisher:
             else:
                 pause.reset()
                 # Those who were just told publish on: the next batch has theirs too, and there are fewer of them.
-                await asyncio.sleep(0)
+                for _ in range(self._publisher.gathering_rounds):
+                    await asyncio.sleep(0)
         del self._routes[route]
 
     def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:

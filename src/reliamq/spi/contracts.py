@@ -48,7 +48,13 @@ class Storage(Protocol):
 class Publisher(Protocol):
     """Safe departure.  The core has one call of :meth:`send` under way for each route: a batch that must be sent again
     could otherwise be overtaken by the next (P5).
+
+    gathering_rounds: how often the event loop goes round after an answer before the next batch of the route is closed,
+        so that callers who were just told publish into it.  1 where a batch costs little; more where what it costs
+        hardly depends on how many it holds.
     """
+
+    gathering_rounds: int
 
     def route(self, message: Message) -> Hashable:
         """Which messages it must wait for: messages of one topic and key have one route, always.

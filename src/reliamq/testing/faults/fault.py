@@ -31,7 +31,7 @@ class PassingPublisher:
 
     def __init__(self, publisher: Publisher) -> None:
         self.inner = publisher
-        self.route = publisher.route
+        self.route, self.gathering_rounds = publisher.route, publisher.gathering_rounds
 
     async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Pass on."""
