@@ -42,8 +42,8 @@ class Order(BaseModel):
     text: str
 
 
-def order(number: int) -> Order:
-    return Order(number=number, account=f"account-{number % 1000}", amount=number % 97, text=TEXT)
+def order(number: int, text: str = TEXT) -> Order:
+    return Order(number=number, account=f"account-{number % 1000}", amount=number % 97, text=text)
 
 
 def bare_sqlite(path: Path, messages: int) -> tuple[float, float]:
@@ -73,11 +73,11 @@ def bare_sqlite(path: Path, messages: int) -> tuple[float, float]:
     return messages / inserted, messages / deleted
 
 
-async def publish(topic: Topic[Order], messages: int, callers: int = CALLERS) -> Reading:
+async def publish(topic: Topic[Order], messages: int, callers: int = CALLERS, text: str = TEXT) -> Reading:
     """A model each, until it is confirmed."""
 
     async def one(number: int) -> None:
-        await topic.publish(order(number), deadline=timedelta(seconds=60))
+        await topic.publish(order(number, text), deadline=timedelta(seconds=60))
 
     return await call_side_by_side(messages, one, callers)
 

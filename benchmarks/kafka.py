@@ -7,7 +7,8 @@ orders, a pydantic model of about 250 bytes of JSON, one contestant after anothe
 shared move by a third from minute to minute: ratios are taken within a round, and the median of the rounds is printed.
 
 Publish: acks=all, idempotent, 256 callers, each awaits its own confirm.  Bare aiokafka writes ready-made bytes: those,
-and the headers, that reliamq writes.  Consume: from the first message handled to the last, so that joining a group is
+and the headers, that reliamq writes.  Orders of 1 and 4 KiB are published too: FastStream sends batches of 16 KiB at
+most, as the client does by itself.  Consume: from the first message handled to the last, so that joining a group is
 no part of it.  Bare aiokafka commits every batch that it got and decodes nothing; reliamq and FastStream decode the
 model and call a handler.  FastStream's default commits before a message is handled; its safe setting commits after each
 one, so it gets fewer of them.  The CPU of this process for a message moves less than rates do where others use the
@@ -28,7 +29,7 @@ from faststream.kafka import KafkaBroker
 from tests.servers.kafka import KafkaCluster, kafka_cluster
 
 from benchmarks import ours
-from benchmarks.embedded import Order, order
+from benchmarks.embedded import TEXT, Order, order
 from benchmarks.kafka_backlog import fresh_topics, url_of
 from benchmarks.measuring import Clock, Rates, Reading, call_side_by_side
 from reliamq.topics import Topic
@@ -40,16 +41,17 @@ FEWEST = 2_000
 BARE_BATCH = 500
 COMMITTED_ONE_BY_ONE = 500
 """Messages for the contestant that commits after each: it would take minutes for more."""
+LARGER = {"publish 1 KiB": "x" * 900, "publish 4 KiB": "x" * 3900}
 Record = tuple[bytes, bytes | None, Headers]
 
 
 # --- the bare client --------------------------------------------------------------------------------------------------
 
 
-def ready_records(messages: int) -> list[Record]:
+def ready_records(messages: int, text: str = TEXT) -> list[Record]:
     """What reliamq writes: body, key, headers."""
     writer = Topic("ready", Order, key=lambda order: order.account)
-    ready = [writer.message(order(number)) for number in range(messages)]
+    ready = [writer.message(order(number, text)) for number in range(messages)]
     return [(one.body, one.key, headers_of(one)) for one in ready]
 
 
@@ -89,12 +91,12 @@ async def bare_consume(cluster: KafkaCluster, topic: str, messages: int) -> Read
 # --- FastStream -------------------------------------------------------------------------------------------------------
 
 
-async def faststream_publish(cluster: KafkaCluster, topic: str, messages: int) -> Reading:
+async def faststream_publish(cluster: KafkaCluster, topic: str, messages: int, text: str = TEXT) -> Reading:
     """A model each, in its safe setting."""
     async with KafkaBroker(cluster.addresses, acks="all", enable_idempotence=True, logger=None) as broker:
 
         async def send(number: int) -> None:
-            one = order(number)
+            one = order(number, text)
             await broker.publish(one, topic, key=one.account.encode())
 
         return await call_side_by_side(messages, send)
@@ -132,12 +134,24 @@ async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consum
         await consume.take("FastStream safe", faststream_consume(cluster, theirs, few, late))
 
 
+async def publish_larger(cluster: KafkaCluster, messages: int, text: str, publish: Rates) -> None:
+    """Everybody once."""
+    records = ready_records(messages, text)
+    async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, own, theirs):
+        await publish.take("bare", bare_publish(cluster, bare, records))
+        await publish.take("reliamq", ours.publish(url_of(cluster), own, messages, text))
+        await publish.take("FastStream", faststream_publish(cluster, theirs, messages, text))
+
+
 async def main(cluster: KafkaCluster, messages: int) -> None:
     publish, consume = Rates("publish"), Rates("consume")
+    larger = {what: Rates(what) for what in LARGER}
     for _ in range(ROUNDS):
         await run_round(cluster, messages, publish, consume)
-    publish.show()
-    consume.show()
+        for what, text in LARGER.items():
+            await publish_larger(cluster, messages, text, larger[what])
+    for rates in (publish, *larger.values(), consume):
+        rates.show()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class Rates:
         """A line for each: its rate, its CPU, and reliamq's rate as a multiple of it."""
         for name, rates in self._rates.items():
             cpu = statistics.median(self._cpu[name])
-            line = f"{self._what:8} {name:16} {statistics.median(rates):>9,.0f}/s {cpu:>7,.0f} µs"
+            line = f"{self._what:13} {name:16} {statistics.median(rates):>9,.0f}/s {cpu:>7,.0f} µs"
             if name != "reliamq" and "reliamq" in self._rates:
                 ratios = [ours / theirs for ours, theirs in zip(self._rates["reliamq"], rates, strict=True)]
                 line += f"   reliamq/{name} {statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import anyio
 
-from benchmarks.embedded import Order, publish as publish_orders
+from benchmarks.embedded import TEXT, Order, publish as publish_orders
 from benchmarks.measuring import Clock, Reading
 from reliamq import Reliamq
 from reliamq.settings import Settings
@@ -24,11 +24,11 @@ def make(url: str, topic: str) -> tuple[Reliamq, Topic[Order]]:
     return app, app.topic(topic, Order, key=lambda order: order.account, groups=[GROUP], retention=timedelta(0))
 
 
-async def publish(url: str, topic: str, messages: int) -> Reading:
+async def publish(url: str, topic: str, messages: int, text: str = TEXT) -> Reading:
     """A model each."""
     app, orders = make(url, topic)
     async with app:
-        return await publish_orders(orders, messages)
+        return await publish_orders(orders, messages, text=text)
 
 
 async def consume(url: str, topic: str, messages: int, handled: Callable[[], None] = lambda: None) -> Reading:
