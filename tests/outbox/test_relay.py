@@ -11,8 +11,9 @@ from typing import Any
 import anyio
 import pytest
 from sqlalchemy import event, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from reliamq import ConfigurationError
 from reliamq.backends import open_backend
 from reliamq.database import now_seconds, open_engine
 from reliamq.outbox import OutboxMessage, Relay, SqlOutboxStore
@@ -49,6 +50,14 @@ async def make_due(engine: AsyncEngine) -> None:
     """Let what waits for its retry wait no longer."""
     async with engine.begin() as connection:
         await connection.execute(update(OutboxMessage).values(available_at=0.0))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("batch", 0), ("batch_bytes", -1), ("lease", timedelta(0)), ("poll", 0.05)]
+)
+def test_a_relay_that_could_never_relay_is_refused_by_the_name_of_its_argument(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"relay: {argument}"):
+        Relay(SqlOutboxStore(create_async_engine("sqlite+aiosqlite://")), Recorder(), **{argument: value})
 
 
 # --- confirms ---------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from reliamq.spi import (
     Publisher,
     Rejection,
 )
+from reliamq.spi.arguments import check_time, check_whole_number
 
 __all__ = ["Relay"]
 
@@ -47,6 +48,7 @@ class Relay:
     poll: how long to sleep when nothing waits, unless a transaction of this process wakes it.
     deadline: how long a batch may wait for its confirms; at most half the lease counts, so that a live relay keeps it.
     clean_every: how often to look for kept rows whose window is over (O7); while there are more, after each batch.
+    Raises ConfigurationError naming the argument that is wrong.
     """
 
     def __init__(
@@ -62,6 +64,10 @@ class Relay:
         clean_every: timedelta = timedelta(seconds=10),
         name: str | None = None,
     ) -> None:
+        for what, number in (("batch", batch), ("batch_bytes", batch_bytes)):  # of nothing it would relay nothing
+            check_whole_number(f"relay: {what}", number, least=1)
+        for what, length in (("poll", poll), ("lease", lease), ("deadline", deadline), ("clean_every", clean_every)):
+            check_time(f"relay: {what}", length)
         self._store, self._publisher = store, publisher
         self._batch, self._batch_bytes = batch, batch_bytes
         self._poll, self._lease = poll.total_seconds(), lease
