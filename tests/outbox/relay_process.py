@@ -49,9 +49,15 @@ class HaltingStore(SqlOutboxStore):
             say_and_wait(stage)
 
     async def claim(
-        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+        self,
+        relay: str,
+        *,
+        limit: int,
+        lease: timedelta,
+        max_bytes: int = CLAIM_BYTES,
+        resting: Sequence[str] = (),
     ) -> Sequence[OutboxRow]:
-        rows = await super().claim(relay, limit=limit, lease=lease, max_bytes=max_bytes)
+        rows = await super().claim(relay, limit=limit, lease=lease, max_bytes=max_bytes, resting=resting)
         if rows:
             self._halt("claimed")
         return rows

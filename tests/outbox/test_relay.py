@@ -17,6 +17,7 @@ from reliamq import ConfigurationError
 from reliamq.backends import open_backend
 from reliamq.database import now_seconds, open_engine
 from reliamq.outbox import OutboxMessage, Relay, SqlOutboxStore
+from reliamq.outbox.resting import Resting
 from reliamq.outbox.table import OutboxLease, columns_of
 from reliamq.spi import (
     BrokerUnavailable,
@@ -234,8 +235,9 @@ def _count_statements(engine: AsyncEngine) -> Counter[str]:
     return counted
 
 
+@pytest.mark.parametrize("resting", [(), ("unordered", "others")])
 async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
-    engine: AsyncEngine, store: SqlOutboxStore
+    engine: AsyncEngine, store: SqlOutboxStore, resting: Sequence[str]
 ) -> None:
     await add(engine, *(("hot", number) for number in range(3_000)))
     asked: list[tuple[str, Any]] = []
@@ -246,7 +248,7 @@ async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
             asked.append((statement, parameters))
 
     await analyse(engine, "reliamq_outbox")  # the planner knows now what is there
-    assert len(await store.claim("relay", limit=500, lease=LEASE)) == 500
+    assert len(await store.claim("relay", limit=500, lease=LEASE, resting=resting)) == 500
 
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
     planned = 0
@@ -260,6 +262,75 @@ async def test_a_claim_goes_by_its_index_also_when_one_bucket_holds_everything(
             assert "reliamq_outbox_waiting" in plan, plan
             assert "Bitmap" not in plan, plan
     assert planned >= 3  # is there anything, which buckets, which rows
+
+
+# --- topics that rest -------------------------------------------------------------------------------------------------
+
+
+async def add_stuck(engine: AsyncEngine, rows: int) -> None:
+    """Rows of another topic, with the keys that orders have too."""
+    messages = [
+        Message("stuck", b"", f"stuck-{n}", "T", "s", datetime.now(UTC), f"account-{n % 40}".encode())
+        for n in range(rows)
+    ]
+    async with engine.begin() as connection:
+        await connection.execute(insert(OutboxMessage), [columns_of(one) for one in messages])
+
+
+@every_driver
+async def test_of_a_topic_that_rests_no_row_is_claimed(engine: AsyncEngine, store: SqlOutboxStore) -> None:
+    await add_stuck(engine, 100)
+    one, two = await add(engine, ("account-1", 1), ("account-2", 2))
+
+    claimed = list[str]()
+    while rows := await store.claim("relay", limit=10, lease=LEASE, resting=["stuck", "unknown"]):
+        claimed += [row.message.id for row in rows]
+        await store.settle("relay", confirmed=rows, rejected=[])
+
+    assert sorted(claimed) == sorted([one, two])
+    assert len(await store.claim("relay", limit=10, lease=LEASE)) == 10
+
+
+@pytest.mark.parametrize("outage", ["transient", "doubt"])
+async def test_a_topic_that_takes_nothing_holds_up_no_other_however_many_rows_wait_for_it(
+    engine: AsyncEngine, store: SqlOutboxStore, outage: str
+) -> None:
+    """O3 O5: a partition without a leader, a queue without a majority."""
+    back = False
+
+    def judge(message: Message) -> Outcome | None:
+        if back or message.topic != "stuck":
+            return None
+        if outage == "doubt":
+            return InDoubt(message.id, "the test says so")
+        return rejection(message, RejectionReason.UNAVAILABLE)
+
+    recorder = Recorder(judge)
+    await add_stuck(engine, 1_000)
+    async with relaying(store, recorder, batch=50):
+        await add(engine, *((f"account-{number % 40}", number) for number in range(200)))
+        await until(lambda: _waiting(store, 1_000))
+        assert {one.topic for one in recorder.stored} == {"orders"}
+        back = True
+        await until(lambda: _waiting(store, 0))
+
+    assert len(recorder.stored) == 1_200
+    stuck = [one for one in recorder.stored if one.topic == "stuck"]
+    for key in {one.key for one in stuck}:
+        numbers = [int(one.id.removeprefix("stuck-")) for one in stuck if one.key == key]
+        assert numbers == sorted(numbers)
+
+
+async def test_a_topic_rests_twice_as_long_each_time_until_it_takes_something() -> None:
+    resting, rests = Resting(), list[float]()
+    for _ in range(8):
+        resting.judge({"a", "b"}, took={"b"})
+        rests.append(resting.seconds())
+        assert resting.topics() == ["a"]
+
+    assert rests == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5], abs=0.05)
+    resting.judge({"a"}, took={"a"})
+    assert (resting.topics(), resting.seconds()) == ([], 0)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

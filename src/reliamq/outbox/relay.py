@@ -19,6 +19,7 @@ from datetime import timedelta
 import anyio
 from sqlalchemy.exc import SQLAlchemyError
 
+from reliamq.outbox.resting import Resting
 from reliamq.outbox.waking import Bell, ringing
 from reliamq.spi import (
     CLAIM_BYTES,
@@ -38,6 +39,7 @@ __all__ = ["Relay"]
 logger = logging.getLogger("reliamq.outbox")
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
+RESTING_POLL_SECONDS = 0.5
 
 
 class Relay:
@@ -73,7 +75,7 @@ class Relay:
         self._poll, self._lease = poll.total_seconds(), lease
         self._patience = min(deadline.total_seconds(), lease.total_seconds() / 2)
         self._clean_every, self._clean_at = clean_every.total_seconds(), time.monotonic()
-        self._sending, self._backlog = asyncio.Lock(), asyncio.Event()
+        self._sending, self._backlog, self._resting = asyncio.Lock(), asyncio.Event(), Resting()
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     async def run(self, stop: anyio.Event) -> None:
@@ -102,7 +104,15 @@ class Relay:
                 continue
             pause = FIRST_PAUSE_SECONDS
             if not relayed:
-                await _sleep(self._poll, stop, bell)
+                await self._idle(stop, bell)
+
+    async def _idle(self, stop: anyio.Event, bell: Bell) -> None:
+        """Until it is time to look again.  While topics rest, looking costs as much as they have rows."""
+        rest = self._resting.seconds()
+        if rest:
+            await _sleep(min(rest, RESTING_POLL_SECONDS), stop)
+        else:
+            await _sleep(self._poll, stop, bell)
 
     async def _help(self, stop: anyio.Event) -> None:
         """While one claim is not enough, be a second relay: the one talks to the database while the other one sends."""
@@ -123,9 +133,14 @@ class Relay:
         try:
             # Counted from before the claim: one who was paused after it must not send what is others' by now.
             deadline = time.monotonic() + self._patience
-            rows = await self._store.claim(owner, limit=self._batch, max_bytes=self._batch_bytes, lease=self._lease)
-            if not await self._relay(owner, rows, deadline):
-                return None
+            rows = await self._store.claim(
+                owner,
+                limit=self._batch,
+                max_bytes=self._batch_bytes,
+                lease=self._lease,
+                resting=self._resting.topics(),
+            )
+            await self._relay(owner, rows, deadline)
             if self._is_full(rows):
                 self._backlog.set()
             return len(rows)
@@ -150,10 +165,10 @@ class Relay:
         if removed < 2 * self._batch:
             self._clean_at = time.monotonic() + self._clean_every
 
-    async def _relay(self, owner: str, rows: Sequence[OutboxRow], deadline: float) -> bool:
-        """Send and settle one claim; False when the broker took nothing, so that waiting beats asking again."""
+    async def _relay(self, owner: str, rows: Sequence[OutboxRow], deadline: float) -> None:
+        """Send and settle one claim.  Topics that took nothing rest."""
         if not rows:
-            return True
+            return
         confirmed: list[OutboxRow] = []
         rejected: list[tuple[OutboxRow, Rejection]] = []
         left: list[Rejection | InDoubt] = []
@@ -171,7 +186,8 @@ class Relay:
             await self._store.settle(owner, confirmed=confirmed, rejected=rejected)
         if left:
             logger.warning("%d of %d rows wait on; the first: %s", len(left), len(rows), left[0].detail)
-        return bool(confirmed or rejected)
+        took = {one.message.topic for one in confirmed} | {one.message.topic for one, _ in rejected}
+        self._resting.judge({one.message.topic for one in rows}, took)
 
     async def _send(self, rows: Sequence[OutboxRow], deadline: float) -> Iterable[tuple[OutboxRow, Outcome]]:
         """Rows and outcomes; nothing, where it is so late that the rows may soon be others'.  One call at a time; see

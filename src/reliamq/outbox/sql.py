@@ -51,7 +51,13 @@ class SqlOutboxStore:
     # --- sending ---------------------------------------------------------------------------------------------------
 
     async def claim(
-        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+        self,
+        relay: str,
+        *,
+        limit: int,
+        lease: timedelta,
+        max_bytes: int = CLAIM_BYTES,
+        resting: Sequence[str] = (),
     ) -> Sequence[OutboxRow]:
         """See :meth:`reliamq.spi.OutboxStore.claim`.
 
@@ -60,41 +66,43 @@ class SqlOutboxStore:
         if self._sent is not None:
             await self._sent.check()
         await self._claims.prepare(idle=self._idle)
-        if self._idle and not await self._anything_to_send():
+        if self._idle and not await self._anything_to_send(resting):
             return []
-        rows = await self._claim(relay, limit, lease, max(1, max_bytes))
+        rows = await self._claim(relay, limit, lease, max(1, max_bytes), resting)
         self._idle = not rows
         return rows
 
-    async def _claim(self, relay: str, limit: int, lease: timedelta, max_bytes: int) -> Sequence[OutboxRow]:
+    async def _claim(
+        self, relay: str, limit: int, lease: timedelta, max_bytes: int, resting: Sequence[str]
+    ) -> Sequence[OutboxRow]:
         """Buckets first, in a transaction of their own: while it lasts no other relay finds any."""
         async with self._engine.connect() as connection:
             async with connection.begin():
-                buckets = await self._claims.lease(connection, relay, lease.total_seconds())
+                buckets = await self._claims.lease(connection, relay, lease.total_seconds(), resting)
             if not buckets:
                 return []
             await connection.execution_options(**{READING: True})
-            rows = await self._first_rows(connection, buckets, limit, max_bytes)
+            rows = await self._first_rows(connection, buckets, limit, max_bytes, resting)
         if not rows:  # they were taken away just now: nobody is to wait for a lease on nothing
             await self.settle(relay, confirmed=(), rejected=())
         return rows
 
     async def _first_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int, resting: Sequence[str]
     ) -> list[OutboxRow]:
         """Of buckets that are leased: what was sent of them before is gone by now."""
         replays = 0 if self._sent is None else await self._sent.replays(connection)
         if replays != self._replays:
             self._replays = replays
             self._claims.forget()
-        found = await self._claims.first_rows(connection, buckets, limit, max_bytes)
+        found = await self._claims.first_rows(connection, buckets, limit, max_bytes, resting)
         return [outbox_row(one, replays) for one in found]
 
-    async def _anything_to_send(self) -> bool:
+    async def _anything_to_send(self, resting: Sequence[str]) -> bool:
         """An idle relay must not take a write lock each time it looks."""
         async with self._engine.connect() as connection:
             await connection.execution_options(**{READING: True})
-            return await self._claims.anything(connection)
+            return await self._claims.anything(connection, resting)
 
     async def settle(
         self, relay: str, *, confirmed: Sequence[OutboxRow], rejected: Sequence[tuple[OutboxRow, Rejection]]

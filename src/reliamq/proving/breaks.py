@@ -152,10 +152,16 @@ class ForgetfulOutbox:
         self._send_at = 0.0
 
     async def claim(
-        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+        self,
+        relay: str,
+        *,
+        limit: int,
+        lease: timedelta,
+        max_bytes: int = CLAIM_BYTES,
+        resting: Sequence[str] = (),
     ) -> Sequence[OutboxRow]:
         """Claim and delete at once; what is in memory when the process dies is lost."""
-        rows = await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes)
+        rows = await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes, resting=resting)
         if rows:
             await self._store.settle(relay, confirmed=rows, rejected=[])
             self._send_at = self._send_at if self._unsent else time.monotonic() + LINGER_SECONDS

@@ -121,12 +121,19 @@ class OutboxStore(Protocol):
     """The relay's side of the table.  Time is the database's (O8)."""
 
     async def claim(
-        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES
+        self,
+        relay: str,
+        *,
+        limit: int,
+        lease: timedelta,
+        max_bytes: int = CLAIM_BYTES,
+        resting: Sequence[str] = (),
     ) -> Sequence[OutboxRow]:
         """Take rows to send: each key's in order, no key that another live relay holds, none that waits for its retry
         (O3).
 
         limit, max_bytes: most rows, and of their bodies; the row that reaches ``max_bytes`` is the last.
+        resting: topics of which none is taken.
         What a dead relay held is free after its lease.  No lock or transaction is held on return.
         Cancelled: the claim runs out with its lease.
         """

@@ -34,11 +34,13 @@ class Claims(Protocol):
         """Have the rest of the transaction find its rows by an index, whatever the planner believes."""
         ...
 
-    async def anything(self, connection: AsyncConnection) -> bool:
-        """Whether any row may go."""
+    async def anything(self, connection: AsyncConnection, resting: Sequence[str]) -> bool:
+        """Whether any row may go, of other topics than those ``resting``."""
         ...
 
-    async def lease(self, connection: AsyncConnection, relay: str, seconds: float) -> Sequence[int]:
+    async def lease(
+        self, connection: AsyncConnection, relay: str, seconds: float, resting: Sequence[str]
+    ) -> Sequence[int]:
         """Lease buckets with rows that may go which no other live relay holds: half of them, those that waited longest.
 
         Half, so that others find some too; until the transaction ends, though, all of them are locked.
@@ -46,7 +48,7 @@ class Claims(Protocol):
         ...
 
     async def first_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int, resting: Sequence[str]
     ) -> Sequence[Sequence[Any]]:
         """``ROW_COLUMNS`` of the first rows of these buckets that may go, in the order of their positions.
 

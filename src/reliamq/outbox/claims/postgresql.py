@@ -16,11 +16,13 @@ from reliamq.outbox.claims.rows import (
     MAX_BYTES,
     ROW_COLUMNS,
     SHARE,
+    awake,
     due,
     earlier,
     first_positions,
     free_buckets,
     lease,
+    resting_parameters,
     share_of,
     waiting_for_retry,
 )
@@ -54,25 +56,27 @@ class PostgresqlClaims:
         """See the contract.  A plan for all values that was made for a small table is kept when that has grown."""
         await connection.execute(_FOR_A_SETTLEMENT)
 
-    async def anything(self, connection: AsyncConnection) -> bool:
+    async def anything(self, connection: AsyncConnection, resting: Sequence[str]) -> bool:
         """See the contract."""
-        return await connection.scalar(_ANYTHING, {"floors": self._floors.positions}) is not None
+        parameters = {"floors": self._floors.positions, **resting_parameters(resting)}
+        return await connection.scalar(_ANYTHING[bool(resting)], parameters) is not None
 
-    async def lease(self, connection: AsyncConnection, relay: str, seconds: float) -> Sequence[int]:
+    async def lease(
+        self, connection: AsyncConnection, relay: str, seconds: float, resting: Sequence[str]
+    ) -> Sequence[int]:
         """See the contract.  Changes how the rest of the transaction is planned, and how it commits."""
         await connection.execute(_FOR_A_LEASE)
         parameters = {"relay": relay, "seconds": seconds, "floors": self._floors.positions}
-        return (await connection.scalars(_LEASE, parameters)).all()
+        return (await connection.scalars(_LEASE[bool(resting)], {**parameters, **resting_parameters(resting)})).all()
 
     async def first_rows(
-        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int
+        self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int, resting: Sequence[str]
     ) -> Sequence[Sequence[Any]]:
         """See the contract.  Changes how the rest of the transaction is planned."""
         await connection.execute(_FOR_FIRST_ROWS)
         parameters = {"buckets": buckets, "floors": self._floors.positions, "share": share_of(buckets, limit)}
-        found: Sequence[Any] = (
-            await connection.execute(_FIRST_ROWS, {**parameters, "limit": limit, "max_bytes": max_bytes})
-        ).all()
+        most = {"limit": limit, "max_bytes": max_bytes, **resting_parameters(resting)}
+        found: Sequence[Any] = (await connection.execute(_FIRST_ROWS[bool(resting)], {**parameters, **most})).all()
         if found:
             self._floors.claimed(found[-1].position)
         return found
@@ -83,23 +87,23 @@ class PostgresqlClaims:
 _HELD_BACK = waiting_for_retry(not_parked=func.coalesce(earlier.parked_at, 0) == 0).offset(0).exists()
 
 
-def _first(bucket: Any) -> Select[Any]:
-    """The first positions of one bucket that may go.  Parameter: floors."""
-    return first_positions(bucket, row.position >= floor_of(bucket), *due, ~_HELD_BACK)
+def _first(bucket: Any, some_rest: bool) -> Select[Any]:
+    """The first positions of one bucket that may go.  Parameters: floors; and resting, where some topics do."""
+    return first_positions(bucket, row.position >= floor_of(bucket), *due, *awake(some_rest), ~_HELD_BACK)
 
 
-def _anything() -> Select[Any]:
+def _anything(some_rest: bool) -> Select[Any]:
     """A row if there is one that may go.  Parameter: floors."""
     bucket = func.generate_series(0, BUCKETS - 1).table_valued("number", name="bucket").render_derived()
-    first = _first(bucket.c.number).limit(1).lateral("first")
+    first = _first(bucket.c.number, some_rest).limit(1).lateral("first")
     return select(first.c.position).select_from(bucket.join(first, true())).limit(1)
 
 
-def _first_rows() -> Select[Any]:
+def _first_rows(some_rest: bool) -> Select[Any]:
     """Parameters: buckets, floors, share, limit, max_bytes."""
     buckets = func.unnest(bindparam("buckets", type_=ARRAY(Integer)))
     bucket = buckets.table_valued("number", name="bucket").render_derived()
-    first = _first(bucket.c.number).limit(SHARE).lateral("first")
+    first = _first(bucket.c.number, some_rest).limit(SHARE).lateral("first")
     chosen = select(first.c.position).select_from(bucket.join(first, true())).order_by(first.c.position).limit(LIMIT)
     # Large bodies are kept elsewhere, and are not read for their length
     found = select(*ROW_COLUMNS, BYTES_BEFORE.label("before")).where(row.position.in_(chosen)).subquery()
@@ -107,16 +111,18 @@ def _first_rows() -> Select[Any]:
     return select(*wanted).where(found.c.before < MAX_BYTES).order_by(found.c.position)
 
 
-def _lease() -> ReturningUpdate[int]:
+def _lease(some_rest: bool) -> ReturningUpdate[int]:
     """Parameters: relay, seconds, floors."""
-    has_rows = _first(lease_of.bucket).limit(1).scalar_subquery().is_not(None)
+    has_rows = _first(lease_of.bucket, some_rest).limit(1).scalar_subquery().is_not(None)
     free = free_buckets(has_rows).add_columns(lease_of.until).cte("free")
     half = select((func.count() + 1) // 2).select_from(free).scalar_subquery()
     chosen = select(free.c.bucket).order_by(free.c.until).limit(half)
     return lease(lease_of.bucket.in_(chosen)).returning(lease_of.bucket)
 
 
-_ANYTHING, _FIRST_ROWS, _LEASE = _anything(), _first_rows(), _lease()
+_ANYTHING, _FIRST_ROWS, _LEASE = (
+    {some_rest: question(some_rest) for some_rest in (False, True)} for question in (_anything, _first_rows, _lease)
+)
 
 
 # Up to PostgreSQL 17 a plan without its alternative looks so costly that it is compiled, in 200 ms

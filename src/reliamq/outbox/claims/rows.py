@@ -36,6 +36,7 @@ __all__ = [
     "MAX_BYTES",
     "ROW_COLUMNS",
     "SHARE",
+    "awake",
     "due",
     "earlier",
     "first_positions",
@@ -43,6 +44,7 @@ __all__ = [
     "lease",
     "may_go",
     "outbox_row",
+    "resting_parameters",
     "share_of",
     "waiting",
     "waiting_for_retry",
@@ -92,7 +94,24 @@ def waiting_for_retry(bucket: Any = row.bucket, not_parked: Any = _earlier_waits
 
 waiting = row.parked_at.is_(None)
 due = (waiting, row.available_at <= now_seconds())
-may_go = (*due, ~waiting_for_retry().exists())
+
+
+def awake(some_rest: bool) -> tuple[ColumnElement[bool], ...]:
+    """The condition that a row's topic does not rest, where some do.  Parameter: resting.
+
+    A condition of its own, because each row of a resting topic is read for it.
+    """
+    return (row.topic.not_in(bindparam("resting", type_=String, expanding=True)),) if some_rest else ()
+
+
+def may_go(some_rest: bool) -> tuple[ColumnElement[bool], ...]:
+    """The conditions of a row that may be sent.  The costly one comes last."""
+    return (*due, *awake(some_rest), ~waiting_for_retry().exists())
+
+
+def resting_parameters(resting: Sequence[str]) -> dict[str, Any]:
+    """For ``awake``."""
+    return {"resting": list(resting)} if resting else {}
 
 
 def first_positions(bucket: Any, *conditions: Any) -> Select[Any]:
