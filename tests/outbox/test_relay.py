@@ -325,12 +325,26 @@ async def test_a_topic_rests_twice_as_long_each_time_until_it_takes_something() 
     resting, rests = Resting(), list[float]()
     for _ in range(8):
         resting.judge({"a", "b"}, took={"b"})
-        rests.append(resting.seconds())
+        rests.append(resting._rests["a"][0] - time.monotonic())
         assert resting.topics() == ["a"]
 
     assert rests == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5], abs=0.05)
     resting.judge({"a"}, took={"a"})
     assert (resting.topics(), resting.seconds()) == ([], 0)
+
+
+async def test_looking_past_a_topic_that_rests_takes_a_twentieth_of_the_time_if_there_is_nothing_to_find() -> None:
+    resting = Resting()
+    resting.looked(0.1, found=False)
+    assert resting.may_look()
+    for _ in range(7):
+        resting.judge({"a"}, took=set())
+    assert (resting.may_look(), resting.seconds()) == (False, pytest.approx(1.9, abs=0.05))
+    resting.looked(0.01, found=True)
+    await anyio.sleep(0.02)
+    assert resting.may_look()
+    resting.looked(0.001, found=False)
+    assert (resting.may_look(), resting.seconds()) == (False, pytest.approx(0.5, abs=0.05))
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

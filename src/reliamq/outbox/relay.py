@@ -39,7 +39,6 @@ __all__ = ["Relay"]
 logger = logging.getLogger("reliamq.outbox")
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-RESTING_POLL_SECONDS = 0.5
 
 
 class Relay:
@@ -107,10 +106,10 @@ class Relay:
                 await self._idle(stop, bell)
 
     async def _idle(self, stop: anyio.Event, bell: Bell) -> None:
-        """Until it is time to look again.  While topics rest, looking costs as much as they have rows."""
+        """Until it is time to look again."""
         rest = self._resting.seconds()
         if rest:
-            await _sleep(min(rest, RESTING_POLL_SECONDS), stop)
+            await _sleep(rest, stop)
         else:
             await _sleep(self._poll, stop, bell)
 
@@ -133,13 +132,7 @@ class Relay:
         try:
             # Counted from before the claim: one who was paused after it must not send what is others' by now.
             deadline = time.monotonic() + self._patience
-            rows = await self._store.claim(
-                owner,
-                limit=self._batch,
-                max_bytes=self._batch_bytes,
-                lease=self._lease,
-                resting=self._resting.topics(),
-            )
+            rows = await self._claim(owner)
             await self._relay(owner, rows, deadline)
             if self._is_full(rows):
                 self._backlog.set()
@@ -147,6 +140,18 @@ class Relay:
         except (SQLAlchemyError, BrokerUnavailable, OSError) as error:  # asyncpg's connect raises OSError
             logger.warning("the relay waits: %s", error)
             return None
+
+    async def _claim(self, owner: str) -> Sequence[OutboxRow]:
+        """Rows of topics that do not rest; nothing, if it is too early to look past those that do."""
+        if not self._resting.may_look():
+            return []
+        resting, began = self._resting.topics(), time.monotonic()
+        rows = await self._store.claim(
+            owner, limit=self._batch, max_bytes=self._batch_bytes, lease=self._lease, resting=resting
+        )
+        if resting:
+            self._resting.looked(time.monotonic() - began, found=bool(rows))
+        return rows
 
     def _is_full(self, rows: Sequence[OutboxRow]) -> bool:
         return len(rows) == self._batch or sum(len(one.message.body) for one in rows) >= self._batch_bytes
