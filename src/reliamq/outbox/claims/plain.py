@@ -10,10 +10,10 @@ from sqlalchemy import Integer, Select, bindparam, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reliamq.outbox.claims.rows import (
-    BYTES_BEFORE,
     LIMIT,
     MAX_BYTES,
     ROW_COLUMNS,
+    bytes_before,
     lease,
     may_go,
     resting_parameters,
@@ -89,7 +89,7 @@ def chosen_rows(buckets: int, first: Callable[[Any], Select[Any]]) -> Select[Any
     union = union_all(*[select(first(number).subquery()) for number in numbers]).subquery()
     chosen = select(union.c.position).order_by(union.c.position).limit(LIMIT).subquery()
     sized = (
-        select(row.position, BYTES_BEFORE.label("before")).join(chosen, chosen.c.position == row.position).subquery()
+        select(row.position, bytes_before().label("before")).join(chosen, chosen.c.position == row.position).subquery()
     )
     fits = (sized.c.position == row.position) & (sized.c.before < MAX_BYTES)
     return select(*ROW_COLUMNS).join(sized, fits).order_by(row.position)

@@ -11,12 +11,12 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from reliamq.outbox.claims.floors import Floors, floor_of
 from reliamq.outbox.claims.rows import (
-    BYTES_BEFORE,
     LIMIT,
     MAX_BYTES,
     ROW_COLUMNS,
     SHARE,
     awake,
+    bytes_before,
     due,
     earlier,
     first_positions,
@@ -104,9 +104,13 @@ def _first_rows(some_rest: bool) -> Select[Any]:
     buckets = func.unnest(bindparam("buckets", type_=ARRAY(Integer)))
     bucket = buckets.table_valued("number", name="bucket").render_derived()
     first = _first(bucket.c.number, some_rest).limit(SHARE).lateral("first")
-    chosen = select(first.c.position).select_from(bucket.join(first, true())).order_by(first.c.position).limit(LIMIT)
+    positions = select(first.c.position).select_from(bucket.join(first, true()))
+    chosen = positions.order_by(first.c.position).limit(LIMIT).subquery("chosen")
+    # One by one, and OFFSET keeps it so: from statistics of an empty table the planner would read all that was removed
+    one = select(*ROW_COLUMNS).where(row.position == chosen.c.position).offset(0).lateral("one")
     # Large bodies are kept elsewhere, and are not read for their length
-    found = select(*ROW_COLUMNS, BYTES_BEFORE.label("before")).where(row.position.in_(chosen)).subquery()
+    before = bytes_before(one.c.body, one.c.position)
+    found = select(one, before.label("before")).select_from(chosen.join(one, true())).subquery()
     wanted = [found.c[column.key] for column in ROW_COLUMNS]
     return select(*wanted).where(found.c.before < MAX_BYTES).order_by(found.c.position)
 

@@ -31,12 +31,12 @@ from reliamq.spi import Message, OutboxRow
 from reliamq.spi.messages import NO_HEADERS
 
 __all__ = [
-    "BYTES_BEFORE",
     "LIMIT",
     "MAX_BYTES",
     "ROW_COLUMNS",
     "SHARE",
     "awake",
+    "bytes_before",
     "due",
     "earlier",
     "first_positions",
@@ -69,9 +69,8 @@ ROW_COLUMNS: Sequence[InstrumentedAttribute[Any]] = (
 )
 SHARE, LIMIT = bindparam("share", type_=Integer), bindparam("limit", type_=Integer)
 """Parameters: how many rows of one bucket, and of all."""
-BYTES_BEFORE = func.coalesce(func.sum(func.length(row.body)).over(order_by=row.position, rows=(None, -1)), 0)
 MAX_BYTES = bindparam("max_bytes", type_=BigInteger)
-"""Bytes of the bodies before a row, and a parameter: the row before which there are so many is none of the claim."""
+"""A parameter: the row with so many ``bytes_before`` it is none of the claim."""
 earlier = aliased(row, name="earlier")
 _earlier_waits = earlier.parked_at.is_(None)
 
@@ -112,6 +111,11 @@ def may_go(some_rest: bool) -> tuple[ColumnElement[bool], ...]:
 def resting_parameters(resting: Sequence[str]) -> dict[str, Any]:
     """For ``awake``."""
     return {"resting": list(resting)} if resting else {}
+
+
+def bytes_before(body: Any = row.body, position: Any = row.position) -> ColumnElement[int]:
+    """Of the bodies before a row."""
+    return func.coalesce(func.sum(func.length(body)).over(order_by=position, rows=(None, -1)), 0)
 
 
 def first_positions(bucket: Any, *conditions: Any) -> Select[Any]:
