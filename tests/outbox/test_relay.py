@@ -344,7 +344,7 @@ async def test_looking_past_a_topic_that_rests_takes_a_twentieth_of_the_time_if_
     await anyio.sleep(0.02)
     assert resting.may_look()
     resting.looked(0.001, found=False)
-    assert (resting.may_look(), resting.seconds()) == (False, pytest.approx(0.5, abs=0.05))
+    assert (resting.may_look(), resting.seconds()) == (False, pytest.approx(1.0, abs=0.05))
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

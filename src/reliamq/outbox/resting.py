@@ -14,7 +14,7 @@ __all__ = ["Resting"]
 
 FIRST_REST_SECONDS = 0.1
 LONGEST_REST_SECONDS = 5.0
-POLL_SECONDS, LEAST_SECONDS = 0.5, 0.01
+POLL_SECONDS, LEAST_SECONDS = 1.0, 0.01
 IDLE_AFTER_NOTHING, IDLE_AFTER_ROWS = 19, 1
 """How many times as long as it took a relay does not look past resting topics again: a twentieth of its time for looks
 that find nothing, half of it for others.
