@@ -48,7 +48,7 @@ Record = tuple[bytes, bytes | None, Headers]
 # --- the bare client --------------------------------------------------------------------------------------------------
 
 
-def ready_records(messages: int, text: str = TEXT) -> list[Record]:
+def ready_records(messages: int, text: str) -> list[Record]:
     """What reliamq writes: body, key, headers."""
     writer = Topic("ready", Order, key=lambda order: order.account)
     ready = [writer.message(order(number, text)) for number in range(messages)]
@@ -91,7 +91,7 @@ async def bare_consume(cluster: KafkaCluster, topic: str, messages: int) -> Read
 # --- FastStream -------------------------------------------------------------------------------------------------------
 
 
-async def faststream_publish(cluster: KafkaCluster, topic: str, messages: int, text: str = TEXT) -> Reading:
+async def faststream_publish(cluster: KafkaCluster, topic: str, messages: int, text: str) -> Reading:
     """A model each, in its safe setting."""
     async with KafkaBroker(cluster.addresses, acks="all", enable_idempotence=True, logger=None) as broker:
 
@@ -119,28 +119,24 @@ async def faststream_consume(cluster: KafkaCluster, topic: str, messages: int, p
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
+async def publish_to(cluster: KafkaCluster, topics: Sequence[str], messages: int, text: str, publish: Rates) -> None:
+    """Everybody once, to a topic of his own."""
+    bare, own, theirs = topics
+    await publish.take("bare", bare_publish(cluster, bare, ready_records(messages, text)))
+    await publish.take("reliamq", ours.publish(url_of(cluster), own, messages, text))
+    await publish.take("FastStream", faststream_publish(cluster, theirs, messages, text))
+
+
 async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates) -> None:
     """Everybody once."""
-    records = ready_records(messages)
     few = min(messages, COMMITTED_ONE_BY_ONE)
     early, late = AckPolicy.ACK_FIRST, AckPolicy.NACK_ON_ERROR
     async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, own, theirs):
-        await publish.take("bare", bare_publish(cluster, bare, records))
-        await publish.take("reliamq", ours.publish(url_of(cluster), own, messages))
-        await publish.take("FastStream", faststream_publish(cluster, theirs, messages))
+        await publish_to(cluster, (bare, own, theirs), messages, TEXT, publish)
         await consume.take("bare", bare_consume(cluster, bare, messages))
         await consume.take("reliamq", ours.consume(url_of(cluster), own, messages))
         await consume.take("FastStream", faststream_consume(cluster, theirs, messages, early))
         await consume.take("FastStream safe", faststream_consume(cluster, theirs, few, late))
-
-
-async def publish_larger(cluster: KafkaCluster, messages: int, text: str, publish: Rates) -> None:
-    """Everybody once."""
-    records = ready_records(messages, text)
-    async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, own, theirs):
-        await publish.take("bare", bare_publish(cluster, bare, records))
-        await publish.take("reliamq", ours.publish(url_of(cluster), own, messages, text))
-        await publish.take("FastStream", faststream_publish(cluster, theirs, messages, text))
 
 
 async def main(cluster: KafkaCluster, messages: int) -> None:
@@ -149,7 +145,8 @@ async def main(cluster: KafkaCluster, messages: int) -> None:
     for _ in range(ROUNDS):
         await run_round(cluster, messages, publish, consume)
         for what, text in LARGER.items():
-            await publish_larger(cluster, messages, text, larger[what])
+            async with fresh_topics(cluster, "bare", "reliamq", "faststream") as topics:
+                await publish_to(cluster, topics, messages, text, larger[what])
     for rates in (publish, *larger.values(), consume):
         rates.show()
 

@@ -133,13 +133,7 @@ class BombedOutbox:
         self._store, self._bomb = store, bomb
 
     async def claim(
-        self,
-        relay: str,
-        *,
-        limit: int,
-        lease: timedelta,
-        max_bytes: int = CLAIM_BYTES,
-        resting: Sequence[str] = (),
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES, resting: Sequence[str] = ()
     ) -> Sequence[OutboxRow]:
         self._bomb.at("before claim")
         rows = await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes, resting=resting)

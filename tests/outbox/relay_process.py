@@ -49,13 +49,7 @@ class HaltingStore(SqlOutboxStore):
             say_and_wait(stage)
 
     async def claim(
-        self,
-        relay: str,
-        *,
-        limit: int,
-        lease: timedelta,
-        max_bytes: int = CLAIM_BYTES,
-        resting: Sequence[str] = (),
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES, resting: Sequence[str] = ()
     ) -> Sequence[OutboxRow]:
         rows = await super().claim(relay, limit=limit, lease=lease, max_bytes=max_bytes, resting=resting)
         if rows:

@@ -295,7 +295,7 @@ async def test_of_a_topic_that_rests_no_row_is_claimed(engine: AsyncEngine, stor
 async def test_a_topic_that_takes_nothing_holds_up_no_other_however_many_rows_wait_for_it(
     engine: AsyncEngine, store: SqlOutboxStore, outage: str
 ) -> None:
-    """O3 O5: a partition without a leader, a queue without a majority."""
+    """A partition without a leader, a queue without a majority."""
     back = False
 
     def judge(message: Message) -> Outcome | None:

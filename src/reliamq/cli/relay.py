@@ -67,13 +67,7 @@ class _Counted:
         self._rejected += len(rejected)
 
     async def claim(
-        self,
-        relay: str,
-        *,
-        limit: int,
-        lease: timedelta,
-        max_bytes: int = CLAIM_BYTES,
-        resting: Sequence[str] = (),
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES, resting: Sequence[str] = ()
     ) -> Sequence[OutboxRow]:
         """As it is."""
         return await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes, resting=resting)

@@ -128,7 +128,7 @@ class Relay:
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS) if relayed is None else FIRST_PAUSE_SECONDS
 
     async def _turn(self, owner: str) -> int | None:
-        """Relay one claim: how many rows it had; None where waiting beats asking again.  owner: of the claim."""
+        """Relay one claim: how many rows it had; None if database or broker was out of reach.  owner: of the claim."""
         try:
             # Counted from before the claim: one who was paused after it must not send what is others' by now.
             deadline = time.monotonic() + self._patience

@@ -30,14 +30,17 @@ class Resting:
 
     def topics(self) -> Sequence[str]:
         """Those that rest now."""
-        now = time.monotonic()
-        return [topic for topic, (until, _) in self._rests.items() if until > now]
+        return list(self._left())
 
     def seconds(self) -> float:
         """Until it is time to try the first of them again, or to look past them; 0 if none rests."""
+        left = self._left()
+        return min(*left.values(), max(LEAST_SECONDS, self._look_at - time.monotonic())) if left else 0.0
+
+    def _left(self) -> dict[str, float]:
+        """Seconds that each topic still rests."""
         now = time.monotonic()
-        rests = [until - now for until, _ in self._rests.values() if until > now]
-        return min([*rests, max(LEAST_SECONDS, self._look_at - now)]) if rests else 0.0
+        return {topic: until - now for topic, (until, _) in self._rests.items() if until > now}
 
     def may_look(self) -> bool:
         """Whether it is time for a claim: there is nothing to look past, or it was not done for long enough."""

@@ -51,13 +51,7 @@ class SqlOutboxStore:
     # --- sending ---------------------------------------------------------------------------------------------------
 
     async def claim(
-        self,
-        relay: str,
-        *,
-        limit: int,
-        lease: timedelta,
-        max_bytes: int = CLAIM_BYTES,
-        resting: Sequence[str] = (),
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES, resting: Sequence[str] = ()
     ) -> Sequence[OutboxRow]:
         """See :meth:`reliamq.spi.OutboxStore.claim`.
 

@@ -152,13 +152,7 @@ class ForgetfulOutbox:
         self._send_at = 0.0
 
     async def claim(
-        self,
-        relay: str,
-        *,
-        limit: int,
-        lease: timedelta,
-        max_bytes: int = CLAIM_BYTES,
-        resting: Sequence[str] = (),
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES, resting: Sequence[str] = ()
     ) -> Sequence[OutboxRow]:
         """Claim and delete at once; what is in memory when the process dies is lost."""
         rows = await self._store.claim(relay, limit=limit, lease=lease, max_bytes=max_bytes, resting=resting)

@@ -121,13 +121,7 @@ class OutboxStore(Protocol):
     """The relay's side of the table.  Time is the database's (O8)."""
 
     async def claim(
-        self,
-        relay: str,
-        *,
-        limit: int,
-        lease: timedelta,
-        max_bytes: int = CLAIM_BYTES,
-        resting: Sequence[str] = (),
+        self, relay: str, *, limit: int, lease: timedelta, max_bytes: int = CLAIM_BYTES, resting: Sequence[str] = ()
     ) -> Sequence[OutboxRow]:
         """Take rows to send: each key's in order, no key that another live relay holds, none that waits for its retry
         (O3).
