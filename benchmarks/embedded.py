@@ -77,7 +77,7 @@ async def publish(topic: Topic[Order], messages: int, callers: int = CALLERS, te
     """A model each, until it is confirmed."""
 
     async def one(number: int) -> None:
-        await topic.publish(order(number, text), deadline=timedelta(seconds=60))
+        await topic.publish(order(number, text))
 
     return await call_side_by_side(messages, one, callers)
 

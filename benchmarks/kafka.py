@@ -36,7 +36,7 @@ from reliamq.topics import Topic
 from reliamq_kafka.wire.producers import LARGEST_BATCH
 from reliamq_kafka.wire.records import Headers, headers_of
 
-ROUNDS = 3
+ROUNDS = 6
 FEWEST = 2_000
 BARE_BATCH = 500
 COMMITTED_ONE_BY_ONE = 500
@@ -119,20 +119,29 @@ async def faststream_consume(cluster: KafkaCluster, topic: str, messages: int, p
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-async def publish_to(cluster: KafkaCluster, topics: Sequence[str], messages: int, text: str, publish: Rates) -> None:
-    """Everybody once, to a topic of his own."""
+async def publish_to(
+    cluster: KafkaCluster, topics: Sequence[str], messages: int, text: str, publish: Rates, first: int
+) -> None:
+    """Everybody once, to a topic of his own.  first: who begins; it is another one each round, because topics that were
+    just made, and others just deleted, cost whoever comes then.
+    """
     bare, own, theirs = topics
-    await publish.take("bare", bare_publish(cluster, bare, ready_records(messages, text)))
-    await publish.take("reliamq", ours.publish(url_of(cluster), own, messages, text))
-    await publish.take("FastStream", faststream_publish(cluster, theirs, messages, text))
+    turns = [
+        ("bare", lambda: bare_publish(cluster, bare, ready_records(messages, text))),
+        ("reliamq", lambda: ours.publish(url_of(cluster), own, messages, text)),
+        ("FastStream", lambda: faststream_publish(cluster, theirs, messages, text)),
+    ]
+    for number in range(len(turns)):
+        name, turn = turns[(first + number) % len(turns)]
+        await publish.take(name, turn())
 
 
-async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates) -> None:
+async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates, first: int) -> None:
     """Everybody once."""
     few = min(messages, COMMITTED_ONE_BY_ONE)
     early, late = AckPolicy.ACK_FIRST, AckPolicy.NACK_ON_ERROR
     async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, own, theirs):
-        await publish_to(cluster, (bare, own, theirs), messages, TEXT, publish)
+        await publish_to(cluster, (bare, own, theirs), messages, TEXT, publish, first)
         await consume.take("bare", bare_consume(cluster, bare, messages))
         await consume.take("reliamq", ours.consume(url_of(cluster), own, messages))
         await consume.take("FastStream", faststream_consume(cluster, theirs, messages, early))
@@ -142,11 +151,11 @@ async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consum
 async def main(cluster: KafkaCluster, messages: int) -> None:
     publish, consume = Rates("publish"), Rates("consume")
     larger = {what: Rates(what) for what in LARGER}
-    for _ in range(ROUNDS):
-        await run_round(cluster, messages, publish, consume)
+    for first in range(ROUNDS):
+        await run_round(cluster, messages, publish, consume, first)
         for what, text in LARGER.items():
             async with fresh_topics(cluster, "bare", "reliamq", "faststream") as topics:
-                await publish_to(cluster, topics, messages, text, larger[what])
+                await publish_to(cluster, topics, messages, text, larger[what], first)
     for rates in (publish, *larger.values(), consume):
         rates.show()
 

@@ -22,31 +22,13 @@ from reliamq_kafka.wire.admin import open_admin
 from reliamq_kafka.wire.errors import fate_of
 from reliamq_kafka.wire.partition_queue import PartitionQueue, PartitionQueues, Sending, Wire, concluded, is_judged
 from reliamq_kafka.wire.producers import LARGEST_BATCH, open_producers
-from reliamq_kafka.wire.records import Headers, hash_of, headers_of
+from reliamq_kafka.wire.records import hash_of
 
 __all__ = ["KafkaPublisher", "open_publisher"]
 
 Name = tuple[str, str, str | None]
-_NONE: Headers = []
+Attempt = tuple[Sending, PartitionQueue]
 REMEMBERED = 10_000  # keys with their partitions; messages in doubt
-
-
-class MessageSending(Sending):
-    """A message on its way.
-
-    Its headers are made when they are written.  Kept by thousands of messages that wait, they have Python's garbage
-    collector go through all that the process knows again and again, at a third of its time.
-    """
-
-    __slots__ = ("_message",)
-
-    def __init__(self, message: Message) -> None:
-        super().__init__(message.id, message.key, message.body, _NONE)
-        self._message = message
-
-    def headers(self) -> Headers:
-        """Of the record."""
-        return headers_of(self._message)
 
 
 class KafkaPublisher:
@@ -56,13 +38,13 @@ class KafkaPublisher:
     change; a topic that was declared later has one route for all its messages.
     """
 
-    gathering_rounds = 16  # decision 11
+    gathering_rounds = 3  # decision 11
 
     def __init__(self, producers: Wire, topics: KnownTopics, partitions: Mapping[str, int]) -> None:
         self._topics, self._counts = topics, partitions
         self._queues = PartitionQueues(producers)
         self._hashes: dict[bytes, int] = {}
-        self._doubtful: dict[Name, tuple[Sending, PartitionQueue]] = {}
+        self._doubtful: dict[Name, Attempt] = {}
 
     def route(self, message: Message) -> tuple[str, int]:
         """Its partition."""
@@ -72,44 +54,52 @@ class KafkaPublisher:
     async def send(self, batch: Sequence[Message], *, deadline: float, chained: bool = False) -> Sequence[Outcome]:
         """Store a batch; see the contract."""
         began = time.monotonic()
-        outcomes: list[Outcome | None] = [None] * len(batch)
-        sent, queues, indexes = list[Sending](), list[PartitionQueue](), list[int]()
+        fates: list[Attempt | Outcome] = []
         added: dict[PartitionQueue, list[Sending]] = {}
-        facts, topic = None, ""
+        facts, topic, near = None, "", dict[int, tuple[PartitionQueue, list[Sending]]]()  # near: of this topic
         chains, place = Chains() if chained else None, None
-        for index, message in enumerate(batch):
+        for message in batch:
             if chains is not None and is_behind(place := chains.join(message)):
-                outcomes[index] = held_back(message.id)
+                fates.append(held_back(message.id))
                 continue
             known = self._on_its_way(message) if self._doubtful else None
-            if known is None:
-                if facts is None or message.topic != topic or message.only_group is not None:
-                    topic = message.topic
-                    try:
-                        facts = await self._topics.of(topic, group=message.only_group, since=began, deadline=deadline)
-                    except KafkaError as error:
-                        facts, outcomes[index] = None, _unanswered(message, error)
-                        fail(place)
-                        continue
-                rejection = _refusal(message, facts)
-                if rejection is not None or facts is None:
-                    outcomes[index] = rejection or _unroutable(message, "is not there")
-                    fail(place)
-                    continue
-                known = MessageSending(message), self._queue(message, facts)
-                added.setdefault(known[1], []).append(known[0])
-            known[0].take(place)
-            sent.append(known[0])
-            queues.append(known[1])
-            indexes.append(index)
+            if known is not None:
+                known[0].take(place)
+                fates.append(known)
+                continue
+            if facts is None or message.topic != topic or message.only_group is not None:
+                topic, near = message.topic, {}
+                facts, missing = await self._facts(message, began, deadline)
+            refusal = missing if facts is None else _refusal(message, facts)
+            if facts is None or refusal is not None:
+                fates.append(refusal or missing)
+                fail(place)
+                continue
+            partition = self._partition(message, facts.partitions)
+            if (found := near.get(partition)) is None:
+                queue = self._queues.to(topic, partition, min(facts.largest, LARGEST_BATCH))
+                found = near[partition] = queue, added.setdefault(queue, [])
+            sending = Sending(message.id, message.key, message.body, message)
+            sending.place = place
+            found[1].append(sending)
+            fates.append((sending, found[0]))
         for queue, sendings in added.items():
             queue.add(sendings)
-        await concluded(sent, deadline)
-        for index, sending, queue in zip(indexes, sent, queues, strict=True):
-            outcomes[index] = self._outcome(batch[index], sending, queue)
-        return [outcome for outcome in outcomes if outcome is not None]
+        await concluded([fate[0] for fate in fates if isinstance(fate, tuple)], deadline)
+        return [
+            self._outcome(message, fate) if isinstance(fate, tuple) else fate
+            for message, fate in zip(batch, fates, strict=True)
+        ]
 
-    def _on_its_way(self, message: Message) -> tuple[Sending, PartitionQueue] | None:
+    async def _facts(self, message: Message, began: float, deadline: float) -> tuple[TopicFacts | None, Rejection]:
+        """Of its topic; where there are none, the rejection counts."""
+        try:
+            facts = await self._topics.of(message.topic, group=message.only_group, since=began, deadline=deadline)
+        except KafkaError as error:
+            return None, _unanswered(message, error)
+        return facts, _unroutable(message, "is not there")
+
+    def _on_its_way(self, message: Message) -> Attempt | None:
         """The attempt that is still to end, or has ended for good.  One that must be made again is: what comes with the
         message now would be stored before it.
         """
@@ -119,20 +109,19 @@ class KafkaPublisher:
         del self._doubtful[_name(message)]
         return None
 
-    def _outcome(self, message: Message, sending: Sending, queue: PartitionQueue) -> Outcome:
+    def _outcome(self, message: Message, attempt: Attempt) -> Outcome:
         """What became of it.  In doubt it is remembered: who repeats it waits for the attempt that is on its way."""
+        sending, queue = attempt
+        if sending.outcome is not None and not self._doubtful:
+            return sending.outcome
         outcome = queue.outcome(sending)
         if sending.outcome is None and sending.handed:
-            self._doubtful[_name(message)] = sending, queue
+            self._doubtful[_name(message)] = attempt
             if len(self._doubtful) > REMEMBERED:  # most are known by now, and nobody asked
                 self._doubtful = {name: one for name, one in self._doubtful.items() if one[0].outcome is None}
         elif self._doubtful:
             self._doubtful.pop(_name(message), None)
         return outcome
-
-    def _queue(self, message: Message, facts: TopicFacts) -> PartitionQueue:
-        partition = self._partition(message, facts.partitions)
-        return self._queues.to(message.topic, partition, min(facts.largest, LARGEST_BATCH))
 
     def _partition(self, message: Message, count: int) -> int:
         """The partition that every Kafka client gives to the key; without a key one by the message's id."""
@@ -156,9 +145,7 @@ def _name(message: Message) -> Name:
     return message.topic, message.id, message.only_group
 
 
-def _refusal(message: Message, facts: TopicFacts | None) -> Rejection | None:
-    if facts is None:
-        return _unroutable(message, "is not there")
+def _refusal(message: Message, facts: TopicFacts) -> Rejection | None:
     if not facts.groups:
         return _unroutable(message, "has no group")
     if message.only_group is not None and message.only_group not in facts.groups:

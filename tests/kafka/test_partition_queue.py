@@ -25,7 +25,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
 from reliamq.spi.chains import Chains
 from reliamq_kafka.catalog.topics import KnownTopics, TopicFacts
-from reliamq_kafka.publisher import KafkaPublisher, MessageSending
+from reliamq_kafka.publisher import KafkaPublisher
 from reliamq_kafka.wire.partition_queue import ATTEMPTS, PartitionQueue, PartitionQueues, Sending, concluded
 from tests.kafka.conftest import message
 
@@ -132,8 +132,8 @@ async def test_a_producer_that_cannot_be_made_again_leaves_nobody_waiting() -> N
     assert [type(one) for one in found] == [InDoubt, InDoubt]
 
 
-def a_message(headers: Mapping[Any, Any]) -> MessageSending:
-    return MessageSending(Message("t", b"x", "wrong", "T", "s", datetime.now(UTC), headers=headers))
+def a_message(headers: Mapping[Any, Any]) -> Sending:
+    return Sending("wrong", None, b"x", Message("t", b"x", "wrong", "T", "s", datetime.now(UTC), headers=headers))
 
 
 @pytest.mark.parametrize(

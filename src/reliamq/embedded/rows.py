@@ -16,7 +16,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from reliamq.spi import Message
+from reliamq.spi import Message, rfc3339
 from reliamq.spi.messages import NO_HEADERS
 
 __all__ = ["LARGEST_MESSAGE", "MESSAGE_JSON", "SIZE", "columns_of", "headers_text", "insert_messages", "message_of"]
@@ -46,7 +46,7 @@ def columns_of(message: Message) -> tuple[Any, ...]:
         message.id,
         message.type,
         message.source,
-        message.time.isoformat(),
+        rfc3339(message.time),
         message.content_type,
         message.sequence,
         headers_text(message.headers),

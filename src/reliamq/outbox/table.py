@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 
 from reliamq.database import BY_BYTES, MYSQL, create_missing_tables, now_seconds
-from reliamq.spi import ConfigurationError, Message
+from reliamq.spi import ConfigurationError, Message, rfc3339
 
 __all__ = [
     "BUCKETS",
@@ -187,7 +187,7 @@ def columns_of(message: Message) -> dict[str, Any]:
         "key": message.key,
         "type": message.type,
         "source": message.source,
-        "time": message.time.isoformat(),
+        "time": rfc3339(message.time),
         "content_type": message.content_type,
         "only_group": message.only_group,
         "headers": json.dumps(dict(message.headers)) if message.headers else None,

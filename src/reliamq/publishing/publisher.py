@@ -69,10 +69,9 @@ class ConfirmingPublisher:
         self._in_flight = InFlight(max_messages=max_messages, max_bytes=max_bytes)
         self._routes: dict[Hashable, deque[_Waiting]] = {}  # what waits on each; a task works off each
         self._tasks: TaskGroup | None = None
-        self._outstanding: dict[int, _Waiting] = {}
+        self._outstanding: dict[_Waiting, None] = {}
         self._before_room: dict[object, Message] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._drained: asyncio.Event | None = None  # while somebody waits for that
         self._closed = self._over = False  # takes nothing new; gives up on what it has
 
     # --- callers ---------------------------------------------------------------------------------------------------
@@ -92,8 +91,7 @@ class ConfirmingPublisher:
                 self._in_flight.leave(size)
                 raise Unconfirmed(message.topic, message.id, CLOSED)
         waiting = _Waiting(message, size, expires, asyncio.get_running_loop().create_future())
-        self._outstanding[id(waiting)] = waiting
-        self._idle.clear()
+        self._outstanding[waiting] = None
         self._enqueue(waiting)
         try:
             return await waiting.outcome
@@ -113,7 +111,6 @@ class ConfirmingPublisher:
     async def _wait_for_room(self, message: Message, size: int, expires: float) -> None:
         caller, entered = object(), False
         self._before_room[caller] = message
-        self._idle.clear()
         try:
             with anyio.move_on_after(expires - time.monotonic()):
                 await self._in_flight.enter(size)
@@ -121,7 +118,7 @@ class ConfirmingPublisher:
         finally:
             del self._before_room[caller]
             if not entered:  # else it is outstanding before anybody looks
-                self._note_idle()
+                self._note_drained()
         if entered:
             return
         raise Unconfirmed(
@@ -131,13 +128,14 @@ class ConfirmingPublisher:
         )
 
     def _forget(self, waiting: _Waiting) -> None:
-        del self._outstanding[id(waiting)]
+        del self._outstanding[waiting]
         self._in_flight.leave(waiting.size)
-        self._note_idle()
+        if self._drained is not None:
+            self._note_drained()
 
-    def _note_idle(self) -> None:
-        if not self._outstanding and not self._before_room:
-            self._idle.set()
+    def _note_drained(self) -> None:
+        if self._drained is not None and not self._outstanding and not self._before_room:
+            self._drained.set()
 
     async def drain(self, deadline: timedelta) -> Sequence[str]:
         """Take nothing new, wait for outstanding confirms; the ids of those that stayed unconfirmed (P7).
@@ -145,8 +143,10 @@ class ConfirmingPublisher:
         deadline: how long to wait.  Whoever still waits then gets Unconfirmed.
         """
         self._closed = True
+        self._drained = self._drained or asyncio.Event()
+        self._note_drained()
         with anyio.move_on_after(deadline.total_seconds()):
-            await self._idle.wait()
+            await self._drained.wait()
         left = [message.id for message in (*self._before_room.values(), *self._messages())]
         self._give_up("the publisher was closed before the broker confirmed")
         return left
@@ -190,7 +190,7 @@ class ConfirmingPublisher:
 
     async def _send(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Send a batch; what must be sent again, in order."""
-        deadline = max(waiting.expires for waiting in batch)
+        deadline = max([waiting.expires for waiting in batch])
         messages = [waiting.message for waiting in batch]
         try:
             outcomes: Sequence[Outcome] = await self._publisher.send(messages, deadline=deadline)
@@ -209,17 +209,17 @@ class ConfirmingPublisher:
         while True:
             await anyio.sleep(EXPIRY_CHECK_SECONDS)
             now = time.monotonic()
-            for waiting in self._outstanding.values():
+            for waiting in self._outstanding:
                 if waiting.expires <= now and not waiting.outcome.done():
                     waiting.outcome.set_exception(_at_deadline(waiting, "the broker did not confirm by the deadline"))
 
     def _messages(self) -> list[Message]:
-        return [waiting.message for waiting in self._outstanding.values()]
+        return [waiting.message for waiting in self._outstanding]
 
     def _give_up(self, why: str) -> None:
         self._over = True
         self._in_flight.open()  # whoever waits for room finds the publisher closed
-        for waiting in self._outstanding.values():
+        for waiting in self._outstanding:
             if not waiting.outcome.done():
                 waiting.outcome.set_exception(_at_deadline(waiting, why))
 

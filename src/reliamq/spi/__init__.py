@@ -59,6 +59,7 @@ from reliamq.spi.messages import (
     Message as Message,
     cloudevent_attributes as cloudevent_attributes,
     message_from_attributes as message_from_attributes,
+    rfc3339 as rfc3339,
 )
 from reliamq.spi.outcomes import (
     Ack as Ack,

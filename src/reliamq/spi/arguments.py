@@ -14,6 +14,7 @@ __all__ = ["NAME_CHARACTERS", "check_name", "check_time", "check_whole_number", 
 NAME_CHARACTERS = 150
 """Longest name of a topic or group: what the narrowest column and the strictest broker hold."""
 SHOWN_CHARACTERS = 60
+NOTHING = timedelta(0)
 
 
 def need(fine: bool, what: str, wanted: str, value: object) -> None:
@@ -50,7 +51,7 @@ def check_time(what: str, time: object, *, may_be_zero: bool = False) -> None:
     hint = f"; write timedelta(seconds={time!r})" if isinstance(time, int | float) else ""
     if not isinstance(time, timedelta):
         raise ConfigurationError(f"{what} must be a timedelta, not {shown(time)}{hint}")
-    if time < timedelta(0) or (not may_be_zero and not time):
+    if time < NOTHING or (not may_be_zero and not time):
         raise ConfigurationError(
             f"{what} must {'not be negative' if may_be_zero else 'be longer than nothing'}: {time}"
         )

@@ -7,11 +7,11 @@ them: the core stores it first and then acknowledges (C5), so that one rule hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
 from reliamq.spi.messages import Delivery
+from reliamq.spi.values import value
 
 __all__ = [
     "Ack",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Confirmation:
     """Stored to the durability that the topic declares (P1).
 
@@ -63,7 +63,7 @@ class RejectionReason(StrEnum):
         return self not in (RejectionReason.STORAGE_FULL, RejectionReason.UNAVAILABLE, RejectionReason.BEHIND)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rejection:
     """Certainly not stored.
 
@@ -77,7 +77,7 @@ class Rejection:
     cause: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InDoubt:
     """May or may not be stored; whoever sent it repeats it with the same id."""
 
@@ -89,14 +89,14 @@ class InDoubt:
 Outcome = Confirmation | Rejection | InDoubt
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ack:
     """The handler finished and its effect is durable (C1): do not deliver again to this group."""
 
     delivery: Delivery
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Retry:
     """The attempt failed: deliver again after a delay that survives crashes (C6); ``failures`` grows by one.
 
@@ -113,7 +113,7 @@ class Retry:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """Given back unhandled, at once available to other members, in its old place, no attempt counted (C8)."""
 

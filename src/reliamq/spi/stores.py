@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from reliamq.spi.messages import Message
 from reliamq.spi.outcomes import Rejection
+from reliamq.spi.values import value
 
 __all__ = [
     "CLAIM_BYTES",
@@ -41,7 +42,7 @@ CLAIM_BYTES = 4 * 2**20
 # --- outbox -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OutboxRow:
     """A row that a relay has claimed.
 

@@ -38,7 +38,7 @@ class Kind:
     name: what its messages carry as their type.
     """
 
-    __slots__ = ("_adapter", "_by_alias", "_fields", "_never_none", "_sound", "name")
+    __slots__ = ("_adapter", "_by_alias", "_fields", "_never_none", "_sound", "_to_json", "name")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.name = type_name(model)
@@ -47,6 +47,8 @@ class Kind:
         need(printable, f"{model.__name__}: __message_type__", wanted, self.name)
         self._by_alias = _reads_by_alias(model)
         self._adapter: TypeAdapter[BaseModel] = TypeAdapter(model)
+        # Straight to the serializer: the adapter's own dump_json costs as much again for its keyword arguments.
+        self._to_json = self._adapter.serializer.to_json
         self._fields = frozenset(model.model_fields)
         self._never_none = tuple(name for name, field in model.model_fields.items() if not _may_be_none(field))
         self._sound: set[tuple[type, ...]] = set()
@@ -59,24 +61,22 @@ class Kind:
         are a value of the right type that breaks a rule of its field (``gt=0``, ``Literal``) and None inside of a
         field's value; they become dead letters: use ``validate_assignment`` where models are changed.
         """
-        body = self._write_as_declared(model)
+        types = tuple(map(type, model.__dict__.values()))
+        if types in self._sound:  # warnings="error" costs as much again, so models of plain values need it only once
+            return self._to_json(model, by_alias=self._by_alias, warnings=False)
+        body = self._write_as_declared(model, types)
         if body is None:
             body = self._adapter.dump_json(model, by_alias=self._by_alias, warnings="none")
             self.read(body)
         return body
 
-    def _write_as_declared(self, model: BaseModel) -> bytes | None:
+    def _write_as_declared(self, model: BaseModel, types: tuple[type, ...]) -> bytes | None:
         """None for a model with a field that is missing, None, or of another type than it is declared."""
         values = model.__dict__
-        types = tuple(map(type, values.values()))
+        if not self._fields <= values.keys():
+            return None
         try:
-            # Straight to the serializer: the adapter's own dump_json costs as much again for its keyword arguments,
-            # and so does warnings="error", which models of plain values therefore need only once.
-            if types in self._sound:
-                return self._adapter.serializer.to_json(model, by_alias=self._by_alias, warnings=False)
-            if not self._fields <= values.keys():
-                return None
-            body = self._adapter.serializer.to_json(model, by_alias=self._by_alias, warnings="error")
+            body = self._to_json(model, by_alias=self._by_alias, warnings="error")
         except PydanticSerializationError:
             return None
         # pydantic writes None for a field of any type without a word.

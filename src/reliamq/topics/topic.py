@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -153,18 +154,11 @@ class Topic(Generic[M]):
             body = kind.write(model)
         except ValueError as error:  # pydantic's serialization errors are such
             raise InvalidMessage(self.name, message_id, f"it is no valid {kind.name}: {error}") from error
-        return self._checked(
-            Message(
-                topic=self.name,
-                body=body,
-                id=message_id,
-                type=kind.name,
-                source=self.source,
-                time=datetime.now(UTC),
-                key=self._key_of(model, message_id),
-                headers=self._text_headers(headers, message_id) if headers else NO_HEADERS,
-            )
-        )
+        key = self._key_of(model, message_id)
+        message = Message(self.name, body, message_id, kind.name, self.source, datetime.now(UTC), key)
+        if headers:
+            message = replace(message, headers=self._text_headers(headers, message_id))
+        return self._checked(message)
 
     def _checked_id(self, id: Any) -> str:
         if isinstance(id, str) and 0 < len(id) <= MAX_ID_CHARACTERS and id.isprintable():

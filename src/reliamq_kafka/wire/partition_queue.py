@@ -16,11 +16,11 @@ from typing import Protocol
 
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from reliamq.spi import Confirmation, InDoubt, Outcome, Rejection, RejectionReason
+from reliamq.spi import Confirmation, InDoubt, Message, Outcome, Rejection, RejectionReason
 from reliamq.spi.chains import Place, fail, held_back, is_behind
 from reliamq.spi.closing import CLOSE_SECONDS
 from reliamq_kafka.wire.errors import Fate, fate_of
-from reliamq_kafka.wire.records import Headers
+from reliamq_kafka.wire.records import Headers, headers_of
 
 __all__ = ["PartitionQueue", "PartitionQueues", "Sending", "Wire", "concluded", "is_judged"]
 
@@ -35,22 +35,20 @@ class Sending:
 
     message_id: by which its outcome names it.  place: in a chain that must not go on behind it if it is not confirmed.
     value: None removes the key from a compacted topic.
+    headers: of the record, or the message that they are made of when it is written.  Kept by thousands of messages that
+        wait, they have Python's garbage collector go through all that the process knows again and again.
     timestamp: milliseconds, the same each time that it is written, so that what fitted into a batch once fits again.
     waiters: whoever waits for its outcome; hardly ever more than one.
     """
 
-    __slots__ = ("_headers", "handed", "key", "message_id", "outcome", "place", "timestamp", "value", "waiters")
+    __slots__ = ("handed", "headers", "key", "message_id", "outcome", "place", "timestamp", "value", "waiters")
 
-    def __init__(self, message_id: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-        self.message_id, self.key, self.value, self._headers = message_id, key, value, headers
+    def __init__(self, message_id: str, key: bytes | None, value: bytes | None, headers: Headers | Message) -> None:
+        self.message_id, self.key, self.value, self.headers = message_id, key, value, headers
         self.outcome: Outcome | None = None
         self.place: Place | None = None
         self.handed, self.timestamp = False, 0
         self.waiters: tuple[Waiter, ...] = ()
-
-    def headers(self) -> Headers:
-        """Of the record, the same each time."""
-        return self._headers
 
     def conclude(self, outcome: Outcome) -> None:
         """Note what became of it and tell who waits."""
@@ -173,27 +171,27 @@ class PartitionQueue:
     def _pack(self, packed: list[Sending]) -> BatchBuilder:
         """As many as fit into one client batch are moved to ``packed``; one that fits into none is concluded here."""
         batch, now = self._wire.new_batch(), int(time.time() * 1000)
-        size = batch.size()
+        room = self._limit - batch.size()
         while self._waiting:
             sending = self._waiting[0]
-            if is_behind(sending.place):
+            if sending.place is not None and is_behind(sending.place):
                 self._waiting.popleft().conclude(held_back(sending.message_id))
                 continue
             sending.timestamp = now
             try:
-                fits = _append(batch, sending)
+                size = _append(batch, sending)
             except Exception as error:  # whatever it has for a key, a value and headers
                 self._waiting.popleft()
                 sending.conclude(_unwritable(sending, error))
                 return self._packed_again(packed)  # what it has left behind in the batch is unknown
-            before, size = size, batch.size()
-            if not fits:
+            if not size:
                 break
-            if size > self._limit and packed:
+            room -= size
+            if room < 0 and packed:
                 return self._packed_again(packed)
             packed.append(self._waiting.popleft())
             sending.handed = True
-            if size - before > self._limit:
+            if room < 0:
                 break  # alone; the broker will say what it thinks of it
         return batch
 
@@ -234,7 +232,9 @@ class PartitionQueue:
         """first: the offset of the first one; -1 when Kafka had them already."""
         for place, sending in enumerate(sendings):
             position = f"{self._partition}/{first + place}" if first >= 0 else None
-            sending.conclude(Confirmation(sending.message_id, position))
+            sending.outcome = Confirmation(sending.message_id, position)
+            for waiter in sending.waiters:
+                waiter.one_less()
 
     def _conclude_doubtful(self, sendings: Sequence[Sending], error: Exception) -> None:
         """These may be stored.  What waits behind them goes back: it could be stored before they are again."""
@@ -290,12 +290,11 @@ class PartitionQueues:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
 
-def _append(batch: BatchBuilder, sending: Sending) -> bool:
-    """Whether there was room for it."""
-    metadata = batch.append(
-        timestamp=sending.timestamp, key=sending.key, value=sending.value, headers=sending.headers()
-    )
-    return metadata is not None
+def _append(batch: BatchBuilder, sending: Sending) -> int:
+    """The bytes that it takes up; 0 where there is no room for it."""
+    headers = headers_of(sending.headers) if isinstance(sending.headers, Message) else sending.headers
+    metadata = batch.append(timestamp=sending.timestamp, key=sending.key, value=sending.value, headers=headers)
+    return 0 if metadata is None else int(metadata.size)
 
 
 def _not_held_back(sendings: Sequence[Sending]) -> Sequence[Sending]:

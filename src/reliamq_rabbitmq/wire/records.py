@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from reliamq.spi import Message, message_from_attributes
+from reliamq.spi import Message, message_from_attributes, rfc3339
 from reliamq_rabbitmq.wire.frames import header_table
 
 __all__ = ["OURS", "headers_of", "message_of", "own_headers", "readable"]
@@ -37,7 +37,7 @@ def headers_of(message: Message, more: Iterable[tuple[str, str | bytes]] = ()) -
     # Spelt out, and not made from cloudevent_attributes: every message pays for it.
     parts: list[tuple[str, str | bytes]] = [
         ("cloudEvents:id", message.id),
-        ("cloudEvents:time", message.time.isoformat()),
+        ("cloudEvents:time", rfc3339(message.time)),
     ]
     if message.key is not None:
         parts.append(_key_header(message.key))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
-from reliamq.spi import Message, message_from_attributes
+from reliamq.spi import Message, message_from_attributes, rfc3339
 
 __all__ = ["Fields", "fields_of", "fingerprint", "message_of", "own_fields", "readable"]
 
@@ -34,7 +34,7 @@ def fields_of(message: Message, more: Mapping[str, str] | None = None) -> list[s
         b"id",
         message.id,
         b"time",
-        message.time.isoformat(),
+        rfc3339(message.time),
         DATA,
         message.body,
     ]
