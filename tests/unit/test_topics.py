@@ -205,3 +205,16 @@ def test_headers_are_text_to_text(headers: Any, said: str) -> None:
 def test_a_key_that_orders_nothing_is_refused(key: Callable[..., Any], said: str) -> None:
     with pytest.raises(InvalidMessage, match=said):
         Topic("orders", Order, key=key).message(Order(number=1))
+
+
+def test_a_topic_is_declared_before_what_its_model_refers_to() -> None:
+    class Basket(BaseModel):
+        lines: list[Line]
+
+    topic = Topic("baskets", Basket)
+
+    class Line(BaseModel):
+        article: int
+
+    message = topic.message(Basket(lines=[Line(article=1)]))
+    assert topic.decode(message) == Basket(lines=[Line(article=1)])

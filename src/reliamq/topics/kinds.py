@@ -38,7 +38,7 @@ class Kind:
     name: what its messages carry as their type.
     """
 
-    __slots__ = ("_adapter", "_by_alias", "_fields", "_never_none", "_sound", "_to_json", "name")
+    __slots__ = ("_adapter", "_by_alias", "_fields", "_never_none", "_sound", "name")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.name = type_name(model)
@@ -47,8 +47,6 @@ class Kind:
         need(printable, f"{model.__name__}: __message_type__", wanted, self.name)
         self._by_alias = _reads_by_alias(model)
         self._adapter: TypeAdapter[BaseModel] = TypeAdapter(model)
-        # Straight to the serializer: the adapter's own dump_json costs as much again for its keyword arguments.
-        self._to_json = self._adapter.serializer.to_json
         self._fields = frozenset(model.model_fields)
         self._never_none = tuple(name for name, field in model.model_fields.items() if not _may_be_none(field))
         self._sound: set[tuple[type, ...]] = set()
@@ -62,8 +60,10 @@ class Kind:
         field's value; they become dead letters: use ``validate_assignment`` where models are changed.
         """
         types = tuple(map(type, model.__dict__.values()))
-        if types in self._sound:  # warnings="error" costs as much again, so models of plain values need it only once
-            return self._to_json(model, by_alias=self._by_alias, warnings=False)
+        # Straight to the serializer: the adapter's own dump_json costs as much again for its keyword arguments, and so
+        # does warnings="error", which models of plain values therefore need only once.
+        if types in self._sound:
+            return self._adapter.serializer.to_json(model, by_alias=self._by_alias, warnings=False)
         body = self._write_as_declared(model, types)
         if body is None:
             body = self._adapter.dump_json(model, by_alias=self._by_alias, warnings="none")
@@ -76,7 +76,7 @@ class Kind:
         if not self._fields <= values.keys():
             return None
         try:
-            body = self._to_json(model, by_alias=self._by_alias, warnings="error")
+            body = self._adapter.serializer.to_json(model, by_alias=self._by_alias, warnings="error")
         except PydanticSerializationError:
             return None
         # pydantic writes None for a field of any type without a word.
