@@ -8,6 +8,7 @@ handed to the client yet is certainly not stored.  How a partition keeps its ord
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -55,8 +56,9 @@ class KafkaPublisher:
         """Store a batch; see the contract."""
         began = time.monotonic()
         fates: list[Attempt | Outcome] = []
-        added: dict[PartitionQueue, list[Sending]] = {}
-        facts, topic, near = None, "", dict[int, tuple[PartitionQueue, list[Sending]]]()  # near: of this topic
+        added = defaultdict[PartitionQueue, list[Sending]](list)
+        facts: TopicFacts | Rejection | None = None
+        topic = ""
         chains, place = Chains() if chained else None, None
         for message in batch:
             if chains is not None and is_behind(place := chains.join(message)):
@@ -67,22 +69,17 @@ class KafkaPublisher:
                 known[0].take(place)
                 fates.append(known)
                 continue
-            if facts is None or message.topic != topic or message.only_group is not None:
-                topic, near = message.topic, {}
-                facts, missing = await self._facts(message, began, deadline)
-            refusal = missing if facts is None else _refusal(message, facts)
-            if facts is None or refusal is not None:
-                fates.append(refusal or missing)
+            if not isinstance(facts, TopicFacts) or message.topic != topic or message.only_group is not None:
+                facts, topic = await self._facts(message, began, deadline), message.topic
+            queue = self._queue(message, facts)
+            if isinstance(queue, Rejection):
+                fates.append(queue)
                 fail(place)
                 continue
-            partition = self._partition(message, facts.partitions)
-            if (found := near.get(partition)) is None:
-                queue = self._queues.to(topic, partition, min(facts.largest, LARGEST_BATCH))
-                found = near[partition] = queue, added.setdefault(queue, [])
             sending = Sending(message.id, message.key, message.body, message)
             sending.place = place
-            found[1].append(sending)
-            fates.append((sending, found[0]))
+            added[queue].append(sending)
+            fates.append((sending, queue))
         for queue, sendings in added.items():
             queue.add(sendings)
         await concluded([fate[0] for fate in fates if isinstance(fate, tuple)], deadline)
@@ -91,13 +88,21 @@ class KafkaPublisher:
             for message, fate in zip(batch, fates, strict=True)
         ]
 
-    async def _facts(self, message: Message, began: float, deadline: float) -> tuple[TopicFacts | None, Rejection]:
-        """Of its topic; where there are none, the rejection counts."""
+    async def _facts(self, message: Message, began: float, deadline: float) -> TopicFacts | Rejection:
         try:
             facts = await self._topics.of(message.topic, group=message.only_group, since=began, deadline=deadline)
         except KafkaError as error:
-            return None, _unanswered(message, error)
-        return facts, _unroutable(message, "is not there")
+            return _unanswered(message, error)
+        return facts or _unroutable(message, "is not there")
+
+    def _queue(self, message: Message, facts: TopicFacts | Rejection) -> PartitionQueue | Rejection:
+        """Where it goes, or why it does not."""
+        if isinstance(facts, Rejection):
+            return facts
+        if (refusal := _refusal(message, facts)) is not None:
+            return refusal
+        partition = self._partition(message, facts.partitions)
+        return self._queues.to(message.topic, partition, min(facts.largest, LARGEST_BATCH))
 
     def _on_its_way(self, message: Message) -> Attempt | None:
         """The attempt that is still to end, or has ended for good.  One that must be made again is: what comes with the
@@ -112,8 +117,6 @@ class KafkaPublisher:
     def _outcome(self, message: Message, attempt: Attempt) -> Outcome:
         """What became of it.  In doubt it is remembered: who repeats it waits for the attempt that is on its way."""
         sending, queue = attempt
-        if sending.outcome is not None and not self._doubtful:
-            return sending.outcome
         outcome = queue.outcome(sending)
         if sending.outcome is None and sending.handed:
             self._doubtful[_name(message)] = attempt

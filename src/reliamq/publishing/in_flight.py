@@ -29,8 +29,7 @@ class InFlight:
         """Take a place at once, unless it is full or somebody waits already."""
         if self._waiting or not self._fits(size):
             return False
-        self.messages += 1
-        self.bytes += size
+        self._take(size)
         return True
 
     async def enter(self, size: int) -> None:
@@ -48,10 +47,6 @@ class InFlight:
         """Give a place back and let those in who fit now."""
         self.messages -= 1
         self.bytes -= size
-        if self._waiting:
-            self._admit()
-
-    def _admit(self) -> None:
         while self._waiting:
             turn, wanted = self._waiting[0]
             if turn.done():  # its caller gave up

@@ -71,7 +71,7 @@ class ConfirmingPublisher:
         self._tasks: TaskGroup | None = None
         self._outstanding: dict[_Waiting, None] = {}
         self._before_room: dict[object, Message] = {}
-        self._drained: asyncio.Event | None = None  # while somebody waits for that
+        self._drained = asyncio.Event()  # it takes nothing new, and has nothing any more
         self._closed = self._over = False  # takes nothing new; gives up on what it has
 
     # --- callers ---------------------------------------------------------------------------------------------------
@@ -130,11 +130,10 @@ class ConfirmingPublisher:
     def _forget(self, waiting: _Waiting) -> None:
         del self._outstanding[waiting]
         self._in_flight.leave(waiting.size)
-        if self._drained is not None:
-            self._note_drained()
+        self._note_drained()
 
     def _note_drained(self) -> None:
-        if self._drained is not None and not self._outstanding and not self._before_room:
+        if self._closed and not self._outstanding and not self._before_room:
             self._drained.set()
 
     async def drain(self, deadline: timedelta) -> Sequence[str]:
@@ -143,7 +142,6 @@ class ConfirmingPublisher:
         deadline: how long to wait.  Whoever still waits then gets Unconfirmed.
         """
         self._closed = True
-        self._drained = self._drained or asyncio.Event()
         self._note_drained()
         with anyio.move_on_after(deadline.total_seconds()):
             await self._drained.wait()
@@ -190,7 +188,7 @@ class ConfirmingPublisher:
 
     async def _send(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Send a batch; what must be sent again, in order."""
-        deadline = max([waiting.expires for waiting in batch])
+        deadline = max(waiting.expires for waiting in batch)
         messages = [waiting.message for waiting in batch]
         try:
             outcomes: Sequence[Outcome] = await self._publisher.send(messages, deadline=deadline)

@@ -174,7 +174,7 @@ class PartitionQueue:
         room = self._limit - batch.size()
         while self._waiting:
             sending = self._waiting[0]
-            if sending.place is not None and is_behind(sending.place):
+            if is_behind(sending.place):
                 self._waiting.popleft().conclude(held_back(sending.message_id))
                 continue
             sending.timestamp = now
@@ -232,9 +232,7 @@ class PartitionQueue:
         """first: the offset of the first one; -1 when Kafka had them already."""
         for place, sending in enumerate(sendings):
             position = f"{self._partition}/{first + place}" if first >= 0 else None
-            sending.outcome = Confirmation(sending.message_id, position)
-            for waiter in sending.waiters:
-                waiter.one_less()
+            sending.conclude(Confirmation(sending.message_id, position))
 
     def _conclude_doubtful(self, sendings: Sequence[Sending], error: Exception) -> None:
         """These may be stored.  What waits behind them goes back: it could be stored before they are again."""

@@ -58,8 +58,13 @@ def headers_of(message: Message) -> Headers:
         ("ce_id", message.id.encode()),
         ("ce_time", rfc3339(message.time).encode()),
     ]
-    if message.key is not None and (message.key.isascii() or _is_text(message.key)):
-        headers.append(("ce_partitionkey", message.key))  # a binary key: the record's key carries it, no text can
+    if message.key is not None:
+        try:
+            message.key.decode()
+        except UnicodeDecodeError:  # a binary key: the record's key carries it, text attributes cannot
+            pass
+        else:
+            headers.append(("ce_partitionkey", message.key))
     if message.sequence is not None:
         headers.append(("ce_sequence", str(message.sequence).encode()))
     if message.only_group is not None:
@@ -67,14 +72,6 @@ def headers_of(message: Message) -> Headers:
     if message.headers:
         headers.extend((_escaped(name), value.encode()) for name, value in message.headers.items())
     return headers
-
-
-def _is_text(key: bytes) -> bool:
-    try:
-        key.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=1000)
