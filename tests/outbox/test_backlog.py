@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import anyio
@@ -38,35 +40,65 @@ async def test_a_claim_reads_no_more_of_a_large_table_than_of_a_small_one(engine
 
 
 @pytest.mark.parametrize("database", ["psycopg", "asyncpg"], indirect=True)
-async def test_what_was_planned_for_a_small_table_does_not_read_a_large_one(engine: AsyncEngine) -> None:
-    """A driver prepares what it executes often, and the database plans it once: when nearly nothing was there."""
+@pytest.mark.parametrize("statistics", ["of-few", "of-none", "of-none-while-it-is-filled"])
+async def test_what_was_planned_for_a_small_table_does_not_read_a_large_one(
+    engine: AsyncEngine, statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver prepares what it executes often, and the database plans it once: when nearly nothing was there.
+
+    Each claim of an idle relay looks whether there is anything, and where rows begin.
+    """
+    monkeypatch.setattr("reliamq.outbox.claims.floors.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("reliamq.outbox.claims.floors.WHOLE_SECONDS", 0.0)
     store = SqlOutboxStore(engine)
-    for _ in range(20):
-        await _fill(engine, 3, 0)
+
+    async def claim() -> int:
         rows = await store.claim("one", limit=500, lease=timedelta(seconds=30))
         await store.settle("one", confirmed=rows, rejected=[])
-    await _fill(engine, MANY, 0, analyse=False)
+        return len(rows)
+
+    for _ in range(20):
+        await _fill(engine, 3, 0)
+        while await claim():
+            pass
+        if statistics == "of-none":
+            await _in_autocommit(engine, f"VACUUM ANALYZE {OutboxMessage.__tablename__}")
+    async with _filling(engine, MANY, 0):
+        if statistics == "of-none-while-it-is-filled":
+            await _analyse(engine)
 
     before = await rows_read(engine)
-    rows = await store.claim("one", limit=500, lease=timedelta(seconds=30))
-    await store.settle("one", confirmed=rows, rejected=[])
-    assert len(rows) == 500
+    assert await claim() == 500
     assert await rows_read(engine) - before < MANY // 2
 
 
-async def _fill(engine: AsyncEngine, rows: int, retrying: int, *, analyse: bool = True) -> None:
+async def _fill(engine: AsyncEngine, rows: int, retrying: int) -> None:
+    async with _filling(engine, rows, retrying):
+        pass
+    await _analyse(engine)
+
+
+@asynccontextmanager
+async def _filling(engine: AsyncEngine, rows: int, retrying: int) -> AsyncIterator[None]:
+    """They are written, and seen when the block is left."""
     messages = [orders.message(Order(account=f"a-{number % KEYS}", number=number)) for number in range(rows)]
     async with engine.begin() as connection:
         await connection.execute(insert(OutboxMessage), [columns_of(message) for message in messages])
         late = update(OutboxMessage).where(OutboxMessage.message_id == messages[0].id)
         if retrying:
             await connection.execute(late.values(available_at=now_seconds() + 3_600))
-    if not analyse:
-        return
+        yield
+
+
+async def _analyse(engine: AsyncEngine) -> None:
+    table = OutboxMessage.__tablename__
+    await _in_autocommit(engine, f"ANALYZE {table}" if _is_postgresql(engine) else f"ANALYZE TABLE {table}")
+
+
+async def _in_autocommit(engine: AsyncEngine, statement: str) -> None:
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        table = OutboxMessage.__tablename__
-        await connection.execute(text(f"ANALYZE {table}" if _is_postgresql(engine) else f"ANALYZE TABLE {table}"))
+        await connection.execute(text(statement))
 
 
 async def rows_read_by_a_claim(engine: AsyncEngine) -> int:

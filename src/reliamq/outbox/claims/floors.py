@@ -33,6 +33,7 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.elements import Grouping
 
+from reliamq.outbox.claims.plans import by_index
 from reliamq.outbox.claims.rows import waiting
 from reliamq.outbox.table import BUCKETS, OutboxMessage
 
@@ -77,8 +78,8 @@ class Floors:
     async def look(self, *, idle: bool) -> None:
         """Raise the floors, if it is time to.
 
-        Each statement is a transaction of its own, so that it sees what is committed when it begins.  One look at a
-        time: what it learns is true of the mark that it began with.
+        At READ COMMITTED each statement sees what is committed when it begins.  One look at a time: what it learns is
+        true of the mark that it began with.
         """
         now = time.monotonic()
         if self._looking or now < self._looked_at + (WHOLE_SECONDS if idle else LOOK_SECONDS):
@@ -86,8 +87,10 @@ class Floors:
         self._looked_at, self._looking = now, True
         try:
             async with self._engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await self._look(connection, now)
+                await connection.execution_options(isolation_level="READ COMMITTED")
+                async with connection.begin():
+                    await by_index(connection)
+                    await self._look(connection, now)
         finally:
             self._looking = False
 

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from reliamq.outbox.claims.floors import Floors, floor_of
+from reliamq.outbox.claims.plans import NO_OTHER_PLANS, by_index
 from reliamq.outbox.claims.rows import (
     LIMIT,
     MAX_BYTES,
@@ -32,10 +33,6 @@ from reliamq.outbox.table import BUCKETS, OutboxLease, OutboxMessage
 __all__ = ["PostgresqlClaims"]
 
 row, lease_of = OutboxMessage, OutboxLease
-OTHER_PLANS = ("bitmapscan", "seqscan", "mergejoin", "hashjoin")
-"""What must not be used instead of the index.  For a bucket that is not known when the plan is made PostgreSQL guesses
-one row in two hundred, and would rather read and sort all of it: the whole backlog, where one bucket has it.
-"""
 
 
 class PostgresqlClaims:
@@ -58,6 +55,7 @@ class PostgresqlClaims:
 
     async def anything(self, connection: AsyncConnection, resting: Sequence[str]) -> bool:
         """See the contract."""
+        await by_index(connection)
         parameters = {"floors": self._floors.positions, **resting_parameters(resting)}
         return await connection.scalar(_ANYTHING[bool(resting)], parameters) is not None
 
@@ -73,7 +71,7 @@ class PostgresqlClaims:
         self, connection: AsyncConnection, buckets: Sequence[int], limit: int, max_bytes: int, resting: Sequence[str]
     ) -> Sequence[Sequence[Any]]:
         """See the contract.  Changes how the rest of the transaction is planned."""
-        await connection.execute(_FOR_FIRST_ROWS)
+        await by_index(connection)
         parameters = {"buckets": buckets, "floors": self._floors.positions, "share": share_of(buckets, limit)}
         most = {"limit": limit, "max_bytes": max_bytes, **resting_parameters(resting)}
         found: Sequence[Any] = (await connection.execute(_FIRST_ROWS[bool(resting)], {**parameters, **most})).all()
@@ -129,9 +127,6 @@ _ANYTHING, _FIRST_ROWS, _LEASE = (
 )
 
 
-# Up to PostgreSQL 17 a plan without its alternative looks so costly that it is compiled, in 200 ms
-_NO_OTHER_PLANS = {"jit": "off", **{f"enable_{scan}": "off" for scan in OTHER_PLANS}}
 # A claim need not outlive the database's crash: taken back, it is a lease that ended early
-_FOR_A_LEASE = settings_of(**_NO_OTHER_PLANS, synchronous_commit="off")
-_FOR_FIRST_ROWS = settings_of(**_NO_OTHER_PLANS)
+_FOR_A_LEASE = settings_of(**NO_OTHER_PLANS, synchronous_commit="off")
 _FOR_A_SETTLEMENT = settings_of(jit="off", enable_seqscan="off")
