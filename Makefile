@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Compiled code is kept whatever the machine has by itself: the tests start a thousand processes of half a second each.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test lint types imports docs unit soak servers servers-stop format promises bench bench-kafka bench-rabbitmq bench-redis clean
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,20 +65,27 @@ def numbers_in(text: str) -> Iterator[str]:
             yield f"{letter}{number}"
 
 
-def code_of(promise: str) -> list[str]:
-    """Files of the package that name the promise, tests aside."""
-    files = sorted((ROOT / "src").rglob("*.py"))
-    own = [path for path in files if KIT not in path.parents and promise in numbers_in(path.read_text("utf-8"))]
-    return [str(path.relative_to(ROOT)) for path in own]
+def code() -> dict[str, list[str]]:
+    """By promise, the files of the package that name it, tests aside."""
+    named = defaultdict[str, list[str]](list)
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        if KIT not in path.parents:
+            for promise in set(numbers_in(path.read_text("utf-8"))):
+                named[promise].append(str(path.relative_to(ROOT)))
+    return named
 
 
-def checked_by(promise: str) -> list[str]:
-    """Tests that name the promise: a function by its docstring or marker, a module by its docstring."""
-    files = sorted([*(ROOT / "tests").rglob("test_*.py"), *(KIT / "conformance").glob("*.py")])
-    return [name for path in files if path != Path(__file__) for name in _tests_in(path, promise)]
+def tests() -> dict[str, list[str]]:
+    """By promise, the tests that name it: a function by its docstring or marker, a module by its docstring."""
+    named = defaultdict[str, list[str]](list)
+    for path in sorted([*(ROOT / "tests").rglob("test_*.py"), *(KIT / "conformance").glob("*.py")]):
+        if path != Path(__file__):
+            for promise, places in _tests_in(path).items():
+                named[promise] += places
+    return named
 
 
-def _tests_in(path: Path, promise: str) -> Iterator[str]:
+def _tests_in(path: Path) -> dict[str, list[str]]:
     tree = ast.parse(path.read_text("utf-8"))
     where = str(path.relative_to(ROOT))
     functions = [
@@ -85,10 +93,12 @@ def _tests_in(path: Path, promise: str) -> Iterator[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     ]
-    named = [node.name for node in functions if promise in numbers_in(_says(node))]
-    yield from (f"{where} · {name}" for name in named)
-    if not named and functions and promise in numbers_in(ast.get_docstring(tree) or ""):
-        yield where
+    named = defaultdict[str, list[str]](list)
+    for node in functions:
+        for promise in set(numbers_in(_says(node))):
+            named[promise].append(f"{where} · {node.name}")
+    whole = {promise: [where] for promise in numbers_in(ast.get_docstring(tree) or "")} if functions else {}
+    return {**whole, **named}
 
 
 def _says(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
@@ -98,20 +108,21 @@ def _says(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 def render() -> str:
     """The index."""
     lines = ["# Promises", "", "Written by `make promises`; a test keeps it true.", ""]
+    written_in, checked_by = code(), tests()
     for number, text in PROMISES.items():
         lines += [f"## {number}", "", text, "", "Code:", ""]
-        lines += [f"- `{place}`" for place in code_of(number)]
+        lines += [f"- `{place}`" for place in written_in[number]]
         lines += ["", "Tests:", ""]
-        lines += [f"- `{place}`" for place in checked_by(number)]
+        lines += [f"- `{place}`" for place in checked_by[number]]
         lines.append("")
     lines += ["## Not yet", "", *[f"- {number}: {text}" for number, text in LATER.items()], ""]
     return "\n".join(lines)
 
 
 def test_every_promise_has_code_and_a_test() -> None:
-    missing = [number for number in PROMISES if not code_of(number) or not checked_by(number)]
+    written_in, checked_by = code(), tests()
 
-    assert missing == []
+    assert [number for number in PROMISES if not written_in[number] or not checked_by[number]] == []
 
 
 def test_the_index_has_every_promise_and_names_only_files_that_exist() -> None:
