@@ -7,8 +7,9 @@ orders, a pydantic model of about 250 bytes of JSON, one contestant after anothe
 shared move by a third from minute to minute: ratios are taken within a round, and the median of the rounds is printed.
 
 Publish: acks=all, idempotent, 256 callers, each awaits its own confirm.  Bare aiokafka writes ready-made bytes: those,
-and the headers, that reliamq writes.  Orders of 1 and 4 KiB are published too: FastStream sends batches of 16 KiB at
-most, as the client does by itself.  Consume: from the first message handled to the last, so that joining a group is
+and the headers, that reliamq writes.  FastStream has its turn twice: with the two headers that it writes by itself, and
+with those that reliamq writes, ready-made.  Orders of 1 and 4 KiB are published too: FastStream sends batches of 16 KiB
+at most, as the client does by itself.  Consume: from the first message handled to the last, so that joining a group is
 no part of it.  Bare aiokafka commits every batch that it got and decodes nothing; reliamq and FastStream decode the
 model and call a handler.  FastStream's default commits before a message is handled; its safe setting commits after each
 one, so it gets fewer of them.  The CPU of this process for a message moves less than rates do where others use the
@@ -42,6 +43,7 @@ BARE_BATCH = 500
 COMMITTED_ONE_BY_ONE = 500
 """Messages for the contestant that commits after each: it would take minutes for more."""
 LARGER = {"publish 1 KiB": "x" * 900, "publish 4 KiB": "x" * 3900}
+CONTESTANTS = ("bare", "reliamq", "faststream", "with-headers")
 Record = tuple[bytes, bytes | None, Headers]
 
 
@@ -91,13 +93,16 @@ async def bare_consume(cluster: KafkaCluster, topic: str, messages: int) -> Read
 # --- FastStream -------------------------------------------------------------------------------------------------------
 
 
-async def faststream_publish(cluster: KafkaCluster, topic: str, messages: int, text: str) -> Reading:
-    """A model each, in its safe setting."""
+async def faststream_publish(
+    cluster: KafkaCluster, topic: str, messages: int, text: str, records: Sequence[Record] = ()
+) -> Reading:
+    """A model each, in its safe setting.  records: whose headers it writes as well."""
+    written = [{name: value.decode() for name, value in headers} for _, _, headers in records] or [None] * messages
     async with KafkaBroker(cluster.addresses, acks="all", enable_idempotence=True, logger=None) as broker:
 
         async def send(number: int) -> None:
             one = order(number, text)
-            await broker.publish(one, topic, key=one.account.encode())
+            await broker.publish(one, topic, key=one.account.encode(), headers=written[number])
 
         return await call_side_by_side(messages, send)
 
@@ -125,11 +130,12 @@ async def publish_to(
     """Everybody once, to a topic of his own.  first: who begins; it is another one each round, because topics that were
     just made, and others just deleted, cost whoever comes then.
     """
-    bare, own, theirs = topics
+    bare, own, theirs, same = topics
     turns = [
         ("bare", lambda: bare_publish(cluster, bare, ready_records(messages, text))),
         ("reliamq", lambda: ours.publish(url_of(cluster), own, messages, text)),
         ("FastStream", lambda: faststream_publish(cluster, theirs, messages, text)),
+        ("with headers", lambda: faststream_publish(cluster, same, messages, text, ready_records(messages, text))),
     ]
     for number in range(len(turns)):
         name, turn = turns[(first + number) % len(turns)]
@@ -140,8 +146,9 @@ async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consum
     """Everybody once."""
     few = min(messages, COMMITTED_ONE_BY_ONE)
     early, late = AckPolicy.ACK_FIRST, AckPolicy.NACK_ON_ERROR
-    async with fresh_topics(cluster, "bare", "reliamq", "faststream") as (bare, own, theirs):
-        await publish_to(cluster, (bare, own, theirs), messages, TEXT, publish, first)
+    async with fresh_topics(cluster, *CONTESTANTS) as topics:
+        await publish_to(cluster, topics, messages, TEXT, publish, first)
+        bare, own, theirs, _ = topics
         await consume.take("bare", bare_consume(cluster, bare, messages))
         await consume.take("reliamq", ours.consume(url_of(cluster), own, messages))
         await consume.take("FastStream", faststream_consume(cluster, theirs, messages, early))
@@ -154,7 +161,7 @@ async def main(cluster: KafkaCluster, messages: int) -> None:
     for first in range(ROUNDS):
         await run_round(cluster, messages, publish, consume, first)
         for what, text in LARGER.items():
-            async with fresh_topics(cluster, "bare", "reliamq", "faststream") as topics:
+            async with fresh_topics(cluster, *CONTESTANTS) as topics:
                 await publish_to(cluster, topics, messages, text, larger[what], first)
     for rates in (publish, *larger.values(), consume):
         rates.show()

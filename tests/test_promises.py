@@ -65,7 +65,7 @@ def numbers_in(text: str) -> Iterator[str]:
             yield f"{letter}{number}"
 
 
-def code() -> dict[str, list[str]]:
+def code_by_promise() -> dict[str, list[str]]:
     """By promise, the files of the package that name it, tests aside."""
     named = defaultdict[str, list[str]](list)
     for path in sorted((ROOT / "src").rglob("*.py")):
@@ -75,7 +75,7 @@ def code() -> dict[str, list[str]]:
     return named
 
 
-def tests() -> dict[str, list[str]]:
+def checks_by_promise() -> dict[str, list[str]]:
     """By promise, the tests that name it: a function by its docstring or marker, a module by its docstring."""
     named = defaultdict[str, list[str]](list)
     for path in sorted([*(ROOT / "tests").rglob("test_*.py"), *(KIT / "conformance").glob("*.py")]):
@@ -108,7 +108,7 @@ def _says(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 def render() -> str:
     """The index."""
     lines = ["# Promises", "", "Written by `make promises`; a test keeps it true.", ""]
-    written_in, checked_by = code(), tests()
+    written_in, checked_by = code_by_promise(), checks_by_promise()
     for number, text in PROMISES.items():
         lines += [f"## {number}", "", text, "", "Code:", ""]
         lines += [f"- `{place}`" for place in written_in[number]]
@@ -120,7 +120,7 @@ def render() -> str:
 
 
 def test_every_promise_has_code_and_a_test() -> None:
-    written_in, checked_by = code(), tests()
+    written_in, checked_by = code_by_promise(), checks_by_promise()
 
     assert [number for number in PROMISES if not written_in[number] or not checked_by[number]] == []
 

@@ -22,7 +22,7 @@ FORBIDDEN = {
     "enable_idempotence": "without it the client's own retries would double and reorder messages",
     "enable_auto_commit": "it commits what was handed out, not what was handled",
     "auto_offset_reset": "groups start where they were declared; anything else skips messages",
-    "isolation_level": "reliamq does not use Kafka's transactions",
+    "isolation_level": "what a transaction has not committed is no message (read_committed)",
     "transactional_id": "reliamq does not use Kafka's transactions",
     "retries": "retrying ends by the caller's deadline",
     "max_in_flight_requests_per_connection": "more than one would reorder",

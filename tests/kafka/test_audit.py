@@ -509,11 +509,16 @@ def test_a_setting_by_which_a_topic_was_made_long_ago_is_a_note(commands: Comman
 def test_this_client_is_judged_by_what_it_uses(settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(cluster.client_findings(settings)) == []
     monkeypatch.setattr(cluster, "SAFE_SENDING", {"acks": 1, "enable_idempotence": True})
-    monkeypatch.setattr(cluster, "SAFE_READING", {"enable_auto_commit": True, "auto_offset_reset": "latest"})
+    monkeypatch.setattr(
+        cluster,
+        "SAFE_READING",
+        {"enable_auto_commit": True, "auto_offset_reset": "latest", "isolation_level": "read_uncommitted"},
+    )
     assert [(one.severity, one.setting, one.found) for one in cluster.client_findings(settings)] == [
         (LOSES, "acks", "1"),
         (LOSES, "enable_auto_commit", "True"),
         (LOSES, "auto_offset_reset", "latest"),
+        (LOSES, "isolation_level", "read_uncommitted"),
     ]
 
 

@@ -193,11 +193,13 @@ def client_findings(settings: KafkaSettings) -> Iterator[Finding]:
     subject = "this client"
     early = "Confirmations come before the replicas have the message, or its retries double and reorder."
     skipped = "What was handed out and not handled yet, or what was there before the group, is skipped."
+    aborted = "What a transaction of another program took back is handled as if it had happened."
     for used, name, required, why in (
         (SAFE_SENDING, "acks", "all", early),
         (SAFE_SENDING, "enable_idempotence", True, early),
         (SAFE_READING, "enable_auto_commit", False, skipped),
         (SAFE_READING, "auto_offset_reset", "earliest", skipped),
+        (SAFE_READING, "isolation_level", "read_committed", aborted),
     ):
         if used.get(name) != required:
             fix = "Put it right in reliamq_kafka.wire; it is no setting."

@@ -25,7 +25,7 @@ class GroupView:
     """One group on one topic, as the cluster sees it.
 
     committed: by partition; what has none is not there.  bounds: of the partitions that have a leader.
-    written_at: when the oldest unread record was written, by partition.
+    written_at: when the oldest unread record was written, by partition; None: there is none, only what no program sees.
     """
 
     topic: str
@@ -33,13 +33,14 @@ class GroupView:
     partitions: frozenset[int]
     committed: Mapping[int, int]
     bounds: Mapping[int, Bounds]
-    written_at: Mapping[int, datetime] = field(default_factory=dict)
+    written_at: Mapping[int, datetime | None] = field(default_factory=dict)
 
     @property
     def unread(self) -> dict[int, int]:
         """How many records are there to be read, by partition, where there are any."""
         counts = {number: self.bounds[number].end - first for number, first in oldest_unread(self).items()}
-        return {number: count for number, count in counts.items() if count > 0}
+        there = {number for number in counts if self.written_at.get(number, self) is not None}
+        return {number: count for number, count in counts.items() if count > 0 and number in there}
 
 
 def oldest_unread(view: GroupView) -> dict[int, int]:
@@ -121,7 +122,7 @@ def _expiring(view: GroupView, retention: timedelta, now: datetime, commands: Co
         why = "The oldest unread record did not arrive in time, so its age is not known."
         fix = f"Ask again; {commands.set_on_topic(view.topic, 'retention.ms=-1')} makes it unimportant."
         yield _finding(view, Severity.UNSEEN, f"{sum(unread.values())} unread", "kept until read", why, fix)
-    ends = {number: written + retention for number, written in view.written_at.items() if number in unread}
+    ends = {number: written + retention for number, written in view.written_at.items() if written and number in unread}
     late = {number: end for number, end in ends.items() if end - now < retention / 2}
     if not late:
         return

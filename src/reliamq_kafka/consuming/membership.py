@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -31,6 +31,8 @@ from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
 from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time, join_group, stop
+from reliamq_kafka.wire.lenient import read_leniently
+from reliamq_kafka.wire.log_reader import open_log_reader
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
@@ -142,11 +144,33 @@ class Membership(Presence):
             if self._assigned is not None:
                 await self._restore(consumer, self._assigned)
             self._keep_bounds(consumer)
-            batches = await answered_in_time(
-                self._settings, self._group, consumer.getmany(timeout_ms=POLL_MILLISECONDS)
-            )
-            for part, records in batches.items():
+            for part, records in (await self._next_records(consumer)).items():
                 self._take_in(part.partition, records)
+            await self._pass_over(consumer)
+
+    async def _next_records(self, consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
+        """What comes next in any partition, also where the client cannot read it (C11)."""
+        try:
+            return await answered_in_time(self._settings, self._group, consumer.getmany(timeout_ms=POLL_MILLISECONDS))
+        except UnicodeDecodeError:
+            logger.warning("topic %s has a record with a header whose name is no UTF-8", self._topic)
+        places = {TopicPartition(self._topic, number): window.position for number, window in self.windows.items()}
+        wanted = {part: offset for part, offset in places.items() if part not in consumer.paused()}
+        read = await answered_in_time(self._settings, self._group, read_leniently(consumer, wanted))
+        # Also where nothing was read: what the client had taken out for its answer is gone
+        for part, offset in places.items():
+            with suppress(IllegalStateError):  # it changes hands just now
+                consumer.seek(part, read[part].end if part in read else offset)
+        return {part: one.records for part, one in read.items()}
+
+    async def _pass_over(self, consumer: AIOKafkaConsumer) -> None:
+        """What the client got and did not hand on (ends of transactions, what they aborted) is no message."""
+        if self.recalled or self._assigned is not None:  # its positions are not the windows' now
+            return
+        with suppress(IllegalStateError, TimeoutError):  # one changes hands just now, or looks for its place again
+            async with asyncio.timeout(0):  # positions that are known are told without waiting
+                for number, window in list(self.windows.items()):
+                    window.pass_over(await consumer.position(TopicPartition(self._topic, number)))
 
     def _take_in(self, number: int, records: Sequence[ConsumerRecord]) -> None:
         window = self.windows.get(number)
@@ -255,7 +279,11 @@ class Membership(Presence):
             return {}
         commits = await self._admin.commits(self._group, self._topic, numbers)
         starts = await consumer.beginning_offsets(assigned)
-        ends = await consumer.end_offsets(assigned)
+        ends = await consumer.end_offsets(assigned)  # of what may be read: before the first open transaction
+        if any(commits[part.partition][0] > ends[part] for part in assigned if part.partition in commits):
+            async with open_log_reader(self._settings) as reader:
+                bounds = await reader.bounds(self._topic, numbers)
+            ends = {part: bounds[part.partition].end for part in assigned}
         first = await self._first_of_group() if len(commits) < len(numbers) else ()
         return {
             part.partition: _Place(

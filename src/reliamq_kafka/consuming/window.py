@@ -91,6 +91,10 @@ class PartitionWindow(Window[Record]):
             else:
                 self._restore(entry)
 
+    def pass_over(self, position: int) -> None:
+        """What is before this offset and did not come is none that will."""
+        self.position = max(self.position, position)
+
     def _restore(self, entry: Entry[Record]) -> None:
         """Somebody had it before, here or before a long wait that it came back from."""
         written = self._restored.attempts.get(entry.position)

@@ -25,8 +25,15 @@ __all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "joi
 
 T = TypeVar("T")
 ANSWER_SECONDS = 30.0
-SAFE_READING: Mapping[str, object] = {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
-"""Nothing is committed that was not handled, and nothing is skipped; the audit looks at it too."""
+SAFE_READING: Mapping[str, object] = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+    "isolation_level": "read_committed",
+}
+"""Nothing is committed that was not handled, nothing is skipped, and what a transaction aborted is no message.
+The audit looks at it too."""
+WHOLE_LOG: Mapping[str, object] = {"isolation_level": "read_uncommitted"}
+"""For who looks at a log and handles nothing: it ends where it ends, and not before the first open transaction."""
 
 
 @asynccontextmanager
@@ -89,9 +96,9 @@ async def open_consumer(
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """Connect and close.  Raises BrokerUnavailable.
 
-    group_id: whose offsets it may write; it does not become a member.  options: more of the client's.
+    group_id: whose offsets it may write; it does not become a member.  options: more of the client's, or others.
     """
-    consumer = AIOKafkaConsumer(**settings.connection(), **SAFE_READING, group_id=group_id, **options)
+    consumer = AIOKafkaConsumer(**settings.connection(), group_id=group_id, **{**SAFE_READING, **WHOLE_LOG, **options})
     try:
         async with bounded(settings, "connecting"):
             try:
