@@ -163,11 +163,11 @@ async def test_the_end_of_a_transaction_is_no_message_that_will_expire_unread(
 
 
 async def expiring(broker: Broker, topic: str) -> list[str]:
-    """What the audit finds of the group when Kafka removes what is a second old, as all that is there is then."""
-    await anyio.sleep(1)
+    """What the audit finds of the group when Kafka removes what is ten seconds old: soon, then."""
+    await anyio.sleep(6)
     settings = read_settings(broker.url, {"request_timeout_seconds": 5})
     async with open_admin(settings) as admin:
-        await admin._client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"retention.ms": "1000"})])
+        await admin._client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"retention.ms": "10000"})])
         found = await audit(admin, settings, [TopicSpec(topic, (GroupSpec("g"),))])
     return [finding.found for finding in found if topic in finding.subject and finding.setting == "group g"]
 

@@ -154,6 +154,8 @@ class Membership(Presence):
             return await answered_in_time(self._settings, self._group, consumer.getmany(timeout_ms=POLL_MILLISECONDS))
         except UnicodeDecodeError:
             logger.warning("topic %s has a record with a header whose name is no UTF-8", self._topic)
+            # A call that failed counts as work for ever too; no other one is under way
+            consumer._subscription._fetch_count, consumer._subscription._last_fetch_ended = 0, time.monotonic()
         places = {TopicPartition(self._topic, number): window.position for number, window in self.windows.items()}
         wanted = {part: offset for part, offset in places.items() if part not in consumer.paused()}
         read = await answered_in_time(self._settings, self._group, read_leniently(consumer, wanted))
