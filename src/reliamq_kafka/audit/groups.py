@@ -39,8 +39,8 @@ class GroupView:
     def unread(self) -> dict[int, int]:
         """How many records are there to be read, by partition, where there are any."""
         counts = {number: self.bounds[number].end - first for number, first in oldest_unread(self).items()}
-        there = {number for number in counts if self.written_at.get(number, self) is not None}
-        return {number: count for number, count in counts.items() if count > 0 and number in there}
+        nothing = {number for number, written in self.written_at.items() if written is None}
+        return {number: count for number, count in counts.items() if count > 0 and number not in nothing}
 
 
 def oldest_unread(view: GroupView) -> dict[int, int]:

@@ -30,9 +30,8 @@ from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_
 from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
-from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time, join_group, stop
+from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time, join_group, open_consumer, stop
 from reliamq_kafka.wire.lenient import read_leniently
-from reliamq_kafka.wire.log_reader import open_log_reader
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
@@ -283,9 +282,8 @@ class Membership(Presence):
         starts = await consumer.beginning_offsets(assigned)
         ends = await consumer.end_offsets(assigned)  # of what may be read: before the first open transaction
         if any(commits[part.partition][0] > ends[part] for part in assigned if part.partition in commits):
-            async with open_log_reader(self._settings) as reader:
-                bounds = await reader.bounds(self._topic, numbers)
-            ends = {part: bounds[part.partition].end for part in assigned}
+            async with open_consumer(self._settings) as whole:
+                ends = await whole.end_offsets(assigned)
         first = await self._first_of_group() if len(commits) < len(numbers) else ()
         return {
             part.partition: _Place(
