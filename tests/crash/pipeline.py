@@ -1,17 +1,18 @@
 """One order through the whole pipeline, in processes that kill themselves at a named step.
 
-The steps are planted around the real parts, here in the tests and nowhere in the package.  The environment may name
-another broker than the embedded one, a topic there, and how long to watch that nothing comes again.
+The steps are planted around the real parts, here in the tests and nowhere in the package.  The processes come from a
+fork server that has imported all this.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -42,9 +43,17 @@ from reliamq.spi import (
 from reliamq.testing.faults import PassingDeadLetters, PassingPublisher, PassingSubscription
 
 LEASE = timedelta(seconds=0.5)
-TOPIC = os.environ.get("CRASH_TOPIC", "orders")
-WATCH_SECONDS = float(os.environ.get("CRASH_WATCH_SECONDS", "1.25"))
 PATIENCE_SECONDS = 45
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """watch_seconds: how long to see that nothing comes again."""
+
+    folder: Path
+    broker: str
+    topic: str = "orders"
+    watch_seconds: float = 1.25
 
 
 class Order(BaseModel):
@@ -152,21 +161,21 @@ class BombedOutbox:
         return getattr(self._store, name)
 
 
-def make(folder: str, bomb: Bomb) -> tuple[Reliamq, Any]:
+def make(around: Surroundings, bomb: Bomb) -> tuple[Reliamq, Any]:
     settings = Settings(
-        broker=os.environ.get("CRASH_BROKER", f"embedded:///{folder}/broker.db"),
-        database=f"sqlite:///{folder}/database.db",
+        broker=around.broker,
+        database=f"sqlite:///{around.folder}/database.db",
         worker=WorkerSettings(lease=LEASE),
         relay=RelaySettings(lease=LEASE, poll=timedelta(milliseconds=10)),
     )
     app = Reliamq(settings, backend=BombedBackend(open_backend(settings.broker), bomb))
-    return app, app.topic(TOPIC, Order, key=lambda order: order.account, groups=["g"])
+    return app, app.topic(around.topic, Order, key=lambda order: order.account, groups=["g"])
 
 
-def place(folder: str, step: str) -> None:
+def place(around: Surroundings, step: str) -> None:
     """Write the order and its message in one transaction, unless it is there."""
     bomb = Bomb(step)
-    app, orders = make(folder, bomb)
+    app, orders = make(around, bomb)
 
     async def prepare() -> None:
         async with app, open_engine(app.settings.database or "") as engine, engine.begin() as connection:
@@ -186,9 +195,9 @@ def place(folder: str, step: str) -> None:
         bomb.at("after commit")
 
 
-def relay(folder: str, step: str) -> None:
+def relay(around: Surroundings, step: str) -> None:
     """Relay until the outbox is empty."""
-    app, _ = make(folder, Bomb(step))
+    app, _ = make(around, Bomb(step))
 
     async def run() -> None:
         stop = anyio.Event()
@@ -202,10 +211,10 @@ def relay(folder: str, step: str) -> None:
     anyio.run(run)
 
 
-def work(folder: str, step: str) -> None:
+def work(around: Surroundings, step: str) -> None:
     """Consume until the effect is there, and then watch whether anything comes again."""
     bomb = Bomb(step)
-    app, orders = make(folder, bomb)
+    app, orders = make(around, bomb)
 
     @app.handler(orders, group="g", effects="transaction")
     async def apply(order: Order, session: AsyncSession) -> None:
@@ -218,12 +227,12 @@ def work(folder: str, step: str) -> None:
         async with open_engine(app.settings.database or "") as engine, engine.connect() as connection:
             return (await connection.execute(text("SELECT 1 FROM effects"))).first() is not None
 
-    anyio.run(consume, app, is_done)
+    anyio.run(consume, app, is_done, around.watch_seconds)
 
 
-def bury(folder: str, step: str) -> None:
+def bury(around: Surroundings, step: str) -> None:
     """Consume with a handler that gives up, until the dead letter is there, and then watch."""
-    app, orders = make(folder, Bomb(step))
+    app, orders = make(around, Bomb(step))
 
     @app.handler(orders, group="g", effects="repeatable")
     async def give_up(order: Order) -> None:
@@ -231,22 +240,28 @@ def bury(folder: str, step: str) -> None:
 
     async def is_done() -> bool:
         async with app.dead_letters() as desk:
-            return bool(await desk.list(topic=TOPIC))
+            return bool(await desk.list(topic=around.topic))
 
-    anyio.run(consume, app, is_done)
+    anyio.run(consume, app, is_done, around.watch_seconds)
 
 
-async def consume(app: Reliamq, is_done: Callable[[], Awaitable[bool]]) -> None:
+async def consume(app: Reliamq, is_done: Callable[[], Awaitable[bool]], watch_seconds: float) -> None:
     stop = anyio.Event()
     async with app, anyio.create_task_group() as tasks:
         tasks.start_soon(app.run_worker, stop)
         with anyio.fail_after(PATIENCE_SECONDS):
             while not await is_done():
                 await anyio.sleep(0.05)
-        await anyio.sleep(WATCH_SECONDS)
+        await anyio.sleep(watch_seconds)
         stop.set()
 
 
-if __name__ == "__main__":
-    role, folder, step = sys.argv[1:]
-    {"place": place, "relay": relay, "work": work, "bury": bury}[role](folder, step)
+ROLES = {"place": place, "relay": relay, "work": work, "bury": bury}
+
+
+def run_role(role: str, around: Surroundings, step: str, log: Path) -> None:
+    """The entry point of a process.  log: the file for what it has to say."""
+    with log.open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    ROLES[role](around, step)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
 import sqlite3
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -17,6 +15,7 @@ from _pytest.mark.structures import ParameterSet
 
 from reliamq.backends import open_backend
 from reliamq.spi import DeadLetterRecord
+from tests.crash.pipeline import Surroundings, run_role
 from tests.servers.kafka import KafkaCluster
 
 STEPS = [
@@ -38,7 +37,7 @@ STEPS = [
 ]
 BURIALS = ["before burial", "after burial", "before ack", "after ack"]
 ROLES = ["place", "relay", "work"]
-Run = Callable[..., int]
+PATIENCE_SECONDS = 90
 ON_KAFKA = pytest.mark.xdist_group("kafka")
 
 
@@ -51,18 +50,22 @@ def on_brokers() -> Iterator[ParameterSet]:
 
 
 class Pipeline:
-    """The roles in a folder, on a broker."""
+    """The roles in their surroundings."""
 
-    def __init__(self, folder: Path, broker: str, **environment: str) -> None:
-        self.folder, self.broker, self.topic = folder, broker, environment.get("CRASH_TOPIC", "orders")
-        self._environment = {**os.environ, **environment}
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload([run_role.__module__])
 
     def run(self, role: str, step: str = "") -> int:
-        command = [sys.executable, "-m", "tests.crash.pipeline", role, str(self.folder), step]
-        root = Path(__file__).parent.parent.parent
-        done = subprocess.run(command, cwd=root, env=self._environment, capture_output=True, text=True, timeout=90)
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done.returncode
+        log = self._around.folder / f"{role}.log"
+        process = self._processes.Process(target=run_role, args=(role, self._around, step, log))
+        process.start()
+        process.join(PATIENCE_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+        assert process.exitcode in (0, -signal.SIGKILL), log.read_text()
+        return process.exitcode
 
     def dies(self, role: str, step: str) -> None:
         """Run the roles up to this one, kill it at the step."""
@@ -72,14 +75,14 @@ class Pipeline:
 
     def dead_letters(self) -> list[DeadLetterRecord]:
         async def find() -> list[DeadLetterRecord]:
-            async with open_backend(self.broker).dead_letters() as dead_letters:
-                return list(await dead_letters.find(topic=self.topic))
+            async with open_backend(self._around.broker).dead_letters() as dead_letters:
+                return list(await dead_letters.find(topic=self._around.topic))
 
         return anyio.run(find)
 
     def check(self) -> None:
         """One order, one effect, nothing left to send."""
-        database = sqlite3.connect(self.folder / "database.db")
+        database = sqlite3.connect(self._around.folder / "database.db")
         try:
             assert database.execute("SELECT number FROM orders").fetchall() == [(1,)]
             assert database.execute("SELECT number FROM effects").fetchall() == [(1,)]
@@ -91,11 +94,10 @@ class Pipeline:
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=ON_KAFKA)])
 def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Pipeline:
     if request.param == "embedded":
-        return Pipeline(tmp_path, f"embedded:///{tmp_path}/broker.db")
+        return Pipeline(Surroundings(tmp_path, f"embedded:///{tmp_path}/broker.db"))
     kafka: KafkaCluster = request.getfixturevalue("kafka")
     url = f"{kafka.url}?session_timeout_seconds=6"  # after which others get what a killed worker had
-    topic = f"crash-{uuid.uuid4()}"
-    return Pipeline(tmp_path, url, CRASH_BROKER=url, CRASH_TOPIC=topic, CRASH_WATCH_SECONDS="7")
+    return Pipeline(Surroundings(tmp_path, url, f"crash-{uuid.uuid4()}", watch_seconds=7))
 
 
 @pytest.mark.parametrize(("pipeline", "role", "step"), list(on_brokers()), indirect=["pipeline"])

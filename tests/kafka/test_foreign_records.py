@@ -10,10 +10,15 @@ from pathlib import Path
 
 import anyio
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.codec import gzip_encode
+from aiokafka.consumer import fetcher
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record import memory_records
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.record.util import calc_crc32c
 
 from reliamq import Delivery, Reliamq
@@ -23,6 +28,7 @@ from reliamq_kafka.catalog.dead_letters import open_dead_letters
 from reliamq_kafka.settings import read_settings
 from reliamq_kafka.wire.admin import group_id, open_admin
 from reliamq_kafka.wire.consumers import open_consumer
+from reliamq_kafka.wire.lenient import next_records
 from reliamq_kafka.wire.records import headers_of
 from tests.brokers.application import Broker, Order, eventually, make_app, publish, working
 from tests.brokers.conftest import on_kafka
@@ -57,18 +63,26 @@ def collecting(app: Reliamq, topic: str) -> list[int]:
 # --- transactions -----------------------------------------------------------------------------------------------------
 
 
-def order_record(topic: str, number: int) -> dict[str, object]:
-    """What reliamq writes for it, in partition 0."""
+def order_record(topic: str, number: int, partition: int = 0) -> dict[str, object]:
+    """What reliamq writes for it."""
     one = message(topic, Order(number=number, account="account 0").model_dump_json(), "account 0")
-    return {"value": one.body, "key": one.key, "headers": headers_of(one), "partition": 0}
+    return {"value": one.body, "key": one.key, "headers": headers_of(one), "partition": partition}
+
+
+def servers_of(broker: Broker) -> list[str]:
+    return list(read_settings(broker.url, {}).servers)
+
+
+async def write_orders(broker: Broker, topic: str, *numbers: int, partition: int = 0) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=servers_of(broker), acks="all") as producer:
+        for number in numbers:
+            await producer.send_and_wait(topic, **order_record(topic, number, partition))
 
 
 @asynccontextmanager
 async def in_transaction(broker: Broker, topic: str, *numbers: int) -> AsyncIterator[AIOKafkaProducer]:
     """These orders are written, and their transaction is open."""
-    async with AIOKafkaProducer(
-        bootstrap_servers=list(read_settings(broker.url, {}).servers), transactional_id=str(uuid.uuid4())
-    ) as producer:
+    async with AIOKafkaProducer(bootstrap_servers=servers_of(broker), transactional_id=str(uuid.uuid4())) as producer:
         await producer.begin_transaction()
         for number in numbers:
             await producer.send_and_wait(topic, **order_record(topic, number))
@@ -123,21 +137,22 @@ async def test_a_group_that_had_come_further_than_an_open_transaction_stays_ther
     broker: Broker, tmp_path: Path, topic: str
 ) -> None:
     """Declared meanwhile, say: what may be read ends before it, and its log was not cut off."""
-    app = make_app(broker, tmp_path, shares=1)
+    app = make_app(broker, tmp_path, shares=2)
     handled = collecting(app, topic)
 
     async with app:
         await app.declare()
-        await publish(app, topic, range(2), accounts=1)
+        await write_orders(broker, topic, 0, 1)
         async with in_transaction(broker, topic, 2, 3) as producer:
             await stand_at(broker, topic, 4)
             async with working(app):
-                await publish(app, topic, range(4, 5), accounts=1)
-                await anyio.sleep(2)
+                await write_orders(broker, topic, 4)
+                await write_orders(broker, topic, 5, partition=1)  # once it has come, there is a member
+                await eventually(lambda: 5 in handled)
                 await producer.abort_transaction()
                 await eventually(lambda: 4 in handled)
 
-    assert handled == [4]
+    assert handled == [5, 4]
 
 
 async def stand_at(broker: Broker, topic: str, offset: int) -> None:
@@ -146,6 +161,27 @@ async def stand_at(broker: Broker, topic: str, offset: int) -> None:
         place = TopicPartition(topic, 0)
         consumer.assign([place])
         await consumer.commit({place: offset})
+
+
+async def test_a_group_that_has_handled_all_stands_at_the_end_of_a_log_that_ends_with_a_transaction(
+    broker: Broker, tmp_path: Path, topic: str
+) -> None:
+    app = make_app(broker, tmp_path, shares=1)
+    handled = collecting(app, topic)
+
+    async with app, working(app):
+        await commit(broker, topic, 0)
+        await abort(broker, topic, 1)
+        await eventually(lambda: handled == [0])
+        await write_orders(broker, topic, 2)
+        await abort(broker, topic, 3)
+        await eventually(lambda: handled == [0, 2])
+        await anyio.sleep(1)  # and comes to the end
+
+    place = TopicPartition(topic, 0)
+    async with open_consumer(read_settings(broker.url, {}), group_id(topic, "g")) as consumer:
+        ends = await consumer.end_offsets([place])
+        assert await consumer.committed(place) == ends[place] == 7
 
 
 async def test_the_end_of_a_transaction_is_no_message_that_will_expire_unread(
@@ -197,17 +233,20 @@ class NoText(BatchBuilder):  # type: ignore[misc]  # the client has no types
 LENGTH, CRC, ATTRIBUTES, RECORDS = 8, 17, 21, 61
 """Where they are in a batch (Kafka protocol guide, record batch)."""
 GZIP = 1
+LARGE = 3 * 1024 * 1024
 
 
 class Compressed(NoText):
     compressed = True
 
 
-async def write(broker: Broker, topic: str, batch: NoText, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+async def write(
+    broker: Broker, topic: str, batch: NoText, value: bytes, headers: list[tuple[str, bytes]], partition: int = 0
+) -> None:
     """One record, with a header whose name is no text."""
     batch.append(timestamp=None, key=b"a", value=value, headers=[*headers, (NAME.decode(), b"value")])
-    async with AIOKafkaProducer(bootstrap_servers=list(read_settings(broker.url, {}).servers), acks="all") as producer:
-        await (await producer.send_batch(batch, topic, partition=0))
+    async with AIOKafkaProducer(bootstrap_servers=servers_of(broker), acks="all", max_request_size=LARGE) as producer:
+        await (await producer.send_batch(batch, topic, partition=partition))
 
 
 @pytest.mark.parametrize("form", [NoText, Compressed])
@@ -268,3 +307,114 @@ async def test_the_audit_dates_a_lag_that_begins_with_such_a_record(broker: Brok
 
     (found,) = await expiring(broker, topic)
     assert found.startswith("behind by 1 messages, the oldest of which expires from")
+
+
+async def test_the_audit_dates_one_that_comes_after_much_that_was_aborted(
+    broker: Broker, tmp_path: Path, topic: str
+) -> None:
+    app = make_app(broker, tmp_path, shares=1)
+    collecting(app, topic)
+    async with app:
+        await app.declare()
+    async with in_transaction(broker, topic) as producer:
+        for _ in range(16):
+            await producer.send_and_wait(topic, value=bytes(200 * 1024), partition=0)
+        await producer.abort_transaction()
+    await write(broker, topic, NoText(1 << 20, 0), b"no order", [])
+
+    (found,) = await expiring(broker, topic)
+    assert found.startswith("behind by 18 messages, the oldest of which expires from")
+
+
+# --- one answer of each leader ----------------------------------------------------------------------------------------
+
+PARTITIONS = 6
+
+
+@pytest.fixture
+async def wide(broker: Broker, topic: str) -> str:
+    """A topic of six partitions, two for each leader."""
+    async with open_admin(read_settings(broker.url, {})) as admin:
+        await admin.create(NewTopic(topic, PARTITIONS, 3, topic_configs={"max.message.bytes": str(LARGE)}))
+        await admin.led_partitions(topic)
+    return topic
+
+
+@asynccontextmanager
+async def reader_of(broker: Broker, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
+    """A consumer, and where it is in each partition."""
+    positions = {TopicPartition(topic, number): 0 for number in range(PARTITIONS)}
+    async with open_consumer(read_settings(broker.url, {}), isolation_level="read_committed") as consumer:
+        consumer.assign(list(positions))
+        for place in positions:
+            consumer.seek(place, 0)
+        yield consumer, positions
+
+
+async def read_on(
+    consumer: AIOKafkaConsumer, positions: dict[TopicPartition, int], count: int
+) -> dict[int, list[bytes]]:
+    """So many more values, by partition."""
+    values: dict[int, list[bytes]] = {}
+    with anyio.fail_after(30):
+        while sum(map(len, values.values())) < count:
+            for place, records in (await next_records(consumer, positions, milliseconds=100)).items():
+                for record in records:
+                    assert record.offset == positions[place], "left out, or twice"
+                    positions[place] += 1
+                    values.setdefault(place.partition, []).append(record.value)
+    return values
+
+
+@pytest.fixture(params=["in C", "in Python"])
+def records_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the client is installed; each has errors of its own for such a record."""
+    if request.param == "in Python":
+        monkeypatch.setattr(memory_records, "DefaultRecordBatch", _DefaultRecordBatchPy)
+        monkeypatch.setattr(fetcher, "MemoryRecords", _MemoryRecordsPy)
+
+
+@pytest.mark.usefixtures("records_in")
+async def test_where_one_partition_cannot_be_read_all_go_on_and_one_that_is_paused_waits(
+    broker: Broker, wide: str
+) -> None:
+    for number in range(PARTITIONS):
+        await write_orders(broker, wide, number, partition=number)
+        if number % 2:
+            await write(broker, wide, NoText(1 << 20, 0), b"no text", [], partition=number)
+        await write_orders(broker, wide, number + 10, partition=number)
+
+    async with reader_of(broker, wide) as (consumer, positions):
+        waits = TopicPartition(wide, 1)
+        consumer.pause(waits)
+        values = await read_on(consumer, positions, 12)
+        assert waits.partition not in values
+        assert values[3][1] == b"no text"
+        await anyio.sleep(0.1)
+        assert consumer._subscription.fetcher_idle_time >= 0.1, "the group's watch over members that hang is off"
+
+        consumer.resume(waits)
+        assert (await read_on(consumer, positions, 3))[1][1] == b"no text"
+
+
+async def test_batches_larger_than_a_share_take_turns(broker: Broker, wide: str) -> None:
+    for number in range(PARTITIONS):
+        await write(broker, wide, NoText(LARGE, 0), bytes(2 * 1024 * 1024), [], partition=number)
+
+    async with reader_of(broker, wide) as (consumer, positions):
+        values = await read_on(consumer, positions, PARTITIONS)
+
+    assert {number: len(those) for number, those in values.items()} == dict.fromkeys(range(PARTITIONS), 1)
+
+
+async def test_a_leader_that_does_not_answer_holds_up_nobody_but_its_own(
+    whole: KafkaCluster, broker: Broker, wide: str
+) -> None:
+    for number in range(PARTITIONS):
+        await write(broker, wide, NoText(1 << 20, 0), b"no text", [], partition=number)
+
+    async with reader_of(broker, wide) as (consumer, positions):
+        whole.brokers[0].kill()
+        values = await read_on(consumer, positions, PARTITIONS)
+
+    assert {number: len(those) for number, those in values.items()} == dict.fromkeys(range(PARTITIONS), 1)

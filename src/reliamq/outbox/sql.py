@@ -104,7 +104,7 @@ class SqlOutboxStore:
         """See :meth:`reliamq.spi.OutboxStore.settle`.  One transaction."""
         async with self._engine.begin() as connection:
             replays = 0 if self._sent is None else await self._sent.hold(connection)
-            await self._claims.by_index(connection)
+            await self._claims.plan_settlement(connection)
             if self._sent is None:
                 for chosen in these(connection, row, [one.position for one in confirmed]):
                     await connection.execute(delete(row).where(chosen))

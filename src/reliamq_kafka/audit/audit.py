@@ -165,7 +165,8 @@ class _Audit:
     async def _group(self, view: GroupView, values: Mapping[str, str | None]) -> None:
         milliseconds = int(values.get("retention.ms") or -1)
         retention = None if milliseconds < 0 else timedelta(milliseconds=milliseconds)
-        if retention is not None and view.unread:
+        has_size_limit = int(values.get("retention.bytes") or -1) >= 0
+        if (has_size_limit or retention is not None) and view.unread:
             offsets = {number: offset for number, offset in oldest_unread(view).items() if number in view.unread}
             written = await self._seen(
                 self._reader.written_at(view.topic, offsets),
@@ -177,7 +178,7 @@ class _Audit:
         self._findings += group_findings(
             view,
             retention=retention,
-            has_size_limit=int(values.get("retention.bytes") or -1) >= 0,
+            has_size_limit=has_size_limit,
             now=datetime.now(UTC),
             commands=self._commands,
         )

@@ -30,8 +30,15 @@ from reliamq_kafka.consuming.commits import Commits, NoLongerMember, generation_
 from reliamq_kafka.consuming.window import PartitionWindow, now
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import Admin, group_id
-from reliamq_kafka.wire.consumers import SAFE_READING, answered_in_time, join_group, open_consumer, stop
-from reliamq_kafka.wire.lenient import read_leniently
+from reliamq_kafka.wire.consumers import (
+    SAFE_READING,
+    answered_in_time,
+    join_group,
+    known_positions,
+    open_consumer,
+    stop,
+)
+from reliamq_kafka.wire.lenient import next_records
 from reliamq_kafka.wire.progress import Progress, decode
 
 __all__ = ["Membership"]
@@ -149,29 +156,20 @@ class Membership(Presence):
 
     async def _next_records(self, consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
         """What comes next in any partition, also where the client cannot read it (C11)."""
-        try:
-            return await answered_in_time(self._settings, self._group, consumer.getmany(timeout_ms=POLL_MILLISECONDS))
-        except UnicodeDecodeError:
-            logger.warning("topic %s has a record with a header whose name is no UTF-8", self._topic)
-            # A call that failed counts as work for ever too; no other one is under way
-            consumer._subscription._fetch_count, consumer._subscription._last_fetch_ended = 0, time.monotonic()
-        places = {TopicPartition(self._topic, number): window.position for number, window in self.windows.items()}
-        wanted = {part: offset for part, offset in places.items() if part not in consumer.paused()}
-        read = await answered_in_time(self._settings, self._group, read_leniently(consumer, wanted))
-        # Also where nothing was read: what the client had taken out for its answer is gone
-        for part, offset in places.items():
-            with suppress(IllegalStateError):  # it changes hands just now
-                consumer.seek(part, read[part].end if part in read else offset)
-        return {part: one.records for part, one in read.items()}
+        positions = {TopicPartition(self._topic, number): window.position for number, window in self.windows.items()}
+        reading = next_records(consumer, positions, milliseconds=POLL_MILLISECONDS)
+        return await answered_in_time(self._settings, self._group, reading)
 
     async def _pass_over(self, consumer: AIOKafkaConsumer) -> None:
-        """What the client got and did not hand on (ends of transactions, what they aborted) is no message."""
+        """What the client got and did not hand on (ends of transactions, what they aborted) is no message.
+
+        It also goes to where the log begins now if what was next has been removed, and logs that itself.
+        """
         if self.recalled or self._assigned is not None:  # its positions are not the windows' now
             return
-        with suppress(IllegalStateError, TimeoutError):  # one changes hands just now, or looks for its place again
-            async with asyncio.timeout(0):  # positions that are known are told without waiting
-                for number, window in list(self.windows.items()):
-                    window.pass_over(await consumer.position(TopicPartition(self._topic, number)))
+        windows = {TopicPartition(self._topic, number): window for number, window in self.windows.items()}
+        for part, position in (await known_positions(consumer, windows)).items():
+            windows[part].pass_over(position)
 
     def _take_in(self, number: int, records: Sequence[ConsumerRecord]) -> None:
         window = self.windows.get(number)

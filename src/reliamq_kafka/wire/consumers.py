@@ -7,21 +7,30 @@ done between by who does it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import aiokafka
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
 
 from reliamq.spi import BrokerUnavailable
 from reliamq.spi.closing import close_in_time, start_whole
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.connecting import UNREACHABLE, close_whole, unreachable
 
-__all__ = ["ANSWER_SECONDS", "SAFE_READING", "answered_in_time", "bounded", "join_group", "open_consumer", "stop"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "SAFE_READING",
+    "answered_in_time",
+    "bounded",
+    "join_group",
+    "known_positions",
+    "open_consumer",
+    "stop",
+]
 
 T = TypeVar("T")
 ANSWER_SECONDS = 30.0
@@ -77,6 +86,14 @@ async def join_group(consumer: AIOKafkaConsumer, topic: str, listener: aiokafka.
     # Nothing is awaited in between: the client waits for the next assignment, and tells failures to who waits already
     consumer.subscribe([topic], listener=listener)
     await consumer._subscription.wait_for_assignment()
+
+
+async def known_positions(consumer: AIOKafkaConsumer, parts: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offsets at which the consumer goes on.  None at all while it looks for one of them: it does not wait."""
+    with suppress(IllegalStateError, TimeoutError):  # one changes hands just now, or was removed and begins anew
+        async with asyncio.timeout(0):  # what is known is told at once
+            return {part: await consumer.position(part) for part in parts}
+    return {}
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:

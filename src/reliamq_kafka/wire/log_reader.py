@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from reliamq_kafka.settings import KafkaSettings
-from reliamq_kafka.wire.consumers import open_consumer
-from reliamq_kafka.wire.lenient import read_leniently
+from reliamq_kafka.wire.consumers import known_positions, open_consumer
+from reliamq_kafka.wire.lenient import next_records
 from reliamq_kafka.wire.records import time_of
 
 __all__ = ["Bounds", "LogReader", "open_log_reader"]
@@ -50,29 +50,26 @@ class LogReader:
         None where no member of a group would get one: the ends of transactions are records too, and so is what they
         aborted.  A partition whose record did not arrive in time is missing.
         """
-        places = {TopicPartition(topic, number): offset for number, offset in offsets.items()}
-        self._consumer.assign(list(places))
-        for place, offset in places.items():
+        left = {TopicPartition(topic, number): offset for number, offset in offsets.items()}
+        self._consumer.assign(list(left))
+        for place, offset in left.items():
             self._consumer.seek(place, offset)
-        ends = await self._whole.end_offsets(list(places))  # behind an open transaction is what may still come
+        ends = await self._whole.end_offsets(list(left))  # behind an open transaction is what may still come
         found: dict[int, datetime | None] = {}
         deadline = time.monotonic() + self._seconds
-        while len(found) < len(places) and time.monotonic() < deadline:
-            left = {place: offset for place, offset in places.items() if place.partition not in found}
-            for place, records in (await self._next(left)).items():
-                if records:
+        while left and time.monotonic() < deadline:
+            read = await next_records(self._consumer, left, milliseconds=POLL_MILLISECONDS)
+            left |= await known_positions(self._consumer, left)
+            for place in list(left):
+                if records := read.get(place):
                     found[place.partition] = time_of(records[0].timestamp)
-                elif await self._consumer.position(place) >= ends[place]:
+                elif left[place] >= ends[place]:
                     found[place.partition] = None
+                else:
+                    continue
+                self._consumer.pause(place)
+                del left[place]
         return found
-
-    async def _next(self, offsets: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
-        """The next records of each partition; it is read from these offsets where the client cannot."""
-        try:
-            read = await self._consumer.getmany(*offsets, timeout_ms=POLL_MILLISECONDS)
-        except UnicodeDecodeError:
-            return {place: one.records for place, one in (await read_leniently(self._consumer, offsets)).items()}
-        return {place: read.get(place, ()) for place in offsets}
 
 
 @asynccontextmanager

@@ -30,8 +30,8 @@ class Claims(Protocol):
         """Rows may have been put back."""
         ...
 
-    async def by_index(self, connection: AsyncConnection) -> None:
-        """Have the rest of the transaction find its rows by an index, whatever the planner believes."""
+    async def plan_settlement(self, connection: AsyncConnection) -> None:
+        """Have the rest of a transaction find the rows it settles by their index, whatever the planner believes."""
         ...
 
     async def anything(self, connection: AsyncConnection, resting: Sequence[str]) -> bool:

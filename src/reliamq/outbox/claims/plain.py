@@ -47,7 +47,7 @@ class PlainClaims(ABC):
     def forget(self) -> None:  # noqa: B027
         """Nothing is known."""
 
-    async def by_index(self, connection: AsyncConnection) -> None:  # noqa: B027
+    async def plan_settlement(self, connection: AsyncConnection) -> None:  # noqa: B027
         """It does."""
 
     async def anything(self, connection: AsyncConnection, resting: Sequence[str]) -> bool:

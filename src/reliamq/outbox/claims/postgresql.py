@@ -49,7 +49,7 @@ class PostgresqlClaims:
         """See the contract."""
         self._floors.forget()
 
-    async def by_index(self, connection: AsyncConnection) -> None:
+    async def plan_settlement(self, connection: AsyncConnection) -> None:
         """See the contract.  A plan for all values that was made for a small table is kept when that has grown."""
         await connection.execute(_FOR_A_SETTLEMENT)
 
