@@ -3,8 +3,9 @@
     python -m benchmarks.kafka [MESSAGES]
 
 Each round has fresh topics (RF 3, min.insync 2, 6 partitions), and everybody publishes and then consumes the same
-orders, a pydantic model of about 250 bytes of JSON, one contestant after another.  The figures of a machine that is
-shared move by a third from minute to minute: ratios are taken within a round, and the median of the rounds is printed.
+orders, a pydantic model of about 250 bytes of JSON.  The figures of a shared machine move by a third from second to
+second: who publishes takes turns of 5,000 messages with the others, ratios are taken within a round, and the median
+of the rounds is printed.
 
 Publish: acks=all, idempotent, 256 callers, each awaits its own confirm.  Bare aiokafka writes ready-made bytes: those,
 and the headers, that reliamq writes.  FastStream has its turn twice: with the two headers that it writes by itself, and
@@ -22,7 +23,8 @@ import argparse
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from faststream import AckPolicy
@@ -32,7 +34,7 @@ from tests.servers.kafka import KafkaCluster, kafka_cluster
 from benchmarks import ours
 from benchmarks.embedded import TEXT, Order, order
 from benchmarks.kafka_backlog import fresh_topics, url_of
-from benchmarks.measuring import Clock, Rates, Reading, call_side_by_side
+from benchmarks.measuring import Clock, Rates, Reading, Send, call_in_turns
 from reliamq.topics import Topic
 from reliamq_kafka.wire.producers import LARGEST_BATCH
 from reliamq_kafka.wire.records import Headers, headers_of
@@ -57,18 +59,19 @@ def ready_records(messages: int, text: str) -> list[Record]:
     return [(one.body, one.key, headers_of(one)) for one in ready]
 
 
-async def bare_publish(cluster: KafkaCluster, topic: str, records: Sequence[Record]) -> Reading:
+@asynccontextmanager
+async def bare_publishing(cluster: KafkaCluster, topic: str, records: Sequence[Record]) -> AsyncIterator[Send]:
     """What reliamq writes, without reliamq.  The batch size is reliamq's too: the default of 16 KiB is slower."""
     producer = AIOKafkaProducer(
         bootstrap_servers=cluster.addresses, acks="all", enable_idempotence=True, max_batch_size=LARGEST_BATCH
     )
+
+    async def send(number: int) -> None:
+        body, key, headers = records[number]
+        await producer.send_and_wait(topic, body, key=key, headers=headers)
+
     async with producer:
-
-        async def send(number: int) -> None:
-            body, key, headers = records[number]
-            await producer.send_and_wait(topic, body, key=key, headers=headers)
-
-        return await call_side_by_side(len(records), send)
+        yield send
 
 
 async def bare_consume(cluster: KafkaCluster, topic: str, messages: int) -> Reading:
@@ -93,18 +96,20 @@ async def bare_consume(cluster: KafkaCluster, topic: str, messages: int) -> Read
 # --- FastStream -------------------------------------------------------------------------------------------------------
 
 
-async def faststream_publish(
-    cluster: KafkaCluster, topic: str, messages: int, text: str, records: Sequence[Record] = ()
-) -> Reading:
+@asynccontextmanager
+async def faststream_publishing(
+    cluster: KafkaCluster, topic: str, text: str, records: Sequence[Record] = ()
+) -> AsyncIterator[Send]:
     """A model each, in its safe setting.  records: whose headers it writes as well."""
-    written = [{name: value.decode() for name, value in headers} for _, _, headers in records] or [None] * messages
+    written = [{name: value.decode() for name, value in headers} for _, _, headers in records]
     async with KafkaBroker(cluster.addresses, acks="all", enable_idempotence=True, logger=None) as broker:
 
         async def send(number: int) -> None:
             one = order(number, text)
-            await broker.publish(one, topic, key=one.account.encode(), headers=written[number])
+            headers = written[number] if written else None
+            await broker.publish(one, topic, key=one.account.encode(), headers=headers)
 
-        return await call_side_by_side(messages, send)
+        yield send
 
 
 async def faststream_consume(cluster: KafkaCluster, topic: str, messages: int, policy: AckPolicy) -> Reading:
@@ -125,29 +130,30 @@ async def faststream_consume(cluster: KafkaCluster, topic: str, messages: int, p
 
 
 async def publish_to(
-    cluster: KafkaCluster, topics: Sequence[str], messages: int, text: str, publish: Rates, first: int
+    cluster: KafkaCluster, topics: Sequence[str], messages: int, text: str, publish: Rates, begins: int
 ) -> None:
-    """Everybody once, to a topic of his own.  first: who begins; it is another one each round, because topics that were
-    just made, and others just deleted, cost whoever comes then.
+    """Everybody, to a topic of his own, in turns.  begins: who is first; it is another one each round, because topics
+    that were just made, and others just deleted, cost whoever comes then.
     """
+    ready = ready_records(messages, text)
     bare, own, theirs, same = topics
-    turns = [
-        ("bare", lambda: bare_publish(cluster, bare, ready_records(messages, text))),
-        ("reliamq", lambda: ours.publish(url_of(cluster), own, messages, text)),
-        ("FastStream", lambda: faststream_publish(cluster, theirs, messages, text)),
-        ("with headers", lambda: faststream_publish(cluster, same, messages, text, ready_records(messages, text))),
-    ]
-    for number in range(len(turns)):
-        name, turn = turns[(first + number) % len(turns)]
-        await publish.take(name, turn())
+    async with (
+        bare_publishing(cluster, bare, ready) as by_bare,
+        ours.publishing(url_of(cluster), own, text) as by_us,
+        faststream_publishing(cluster, theirs, text) as by_them,
+        faststream_publishing(cluster, same, text, ready) as with_headers,
+    ):
+        sends = {"bare": by_bare, "reliamq": by_us, "FastStream": by_them, "with headers": with_headers}
+        for name, reading in (await call_in_turns(messages, sends, begins)).items():
+            publish.note(name, reading)
 
 
-async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates, first: int) -> None:
+async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consume: Rates, begins: int) -> None:
     """Everybody once."""
     few = min(messages, COMMITTED_ONE_BY_ONE)
     early, late = AckPolicy.ACK_FIRST, AckPolicy.NACK_ON_ERROR
     async with fresh_topics(cluster, *CONTESTANTS) as topics:
-        await publish_to(cluster, topics, messages, TEXT, publish, first)
+        await publish_to(cluster, topics, messages, TEXT, publish, begins)
         bare, own, theirs, _ = topics
         await consume.take("bare", bare_consume(cluster, bare, messages))
         await consume.take("reliamq", ours.consume(url_of(cluster), own, messages))
@@ -158,11 +164,11 @@ async def run_round(cluster: KafkaCluster, messages: int, publish: Rates, consum
 async def main(cluster: KafkaCluster, messages: int) -> None:
     publish, consume = Rates("publish"), Rates("consume")
     larger = {what: Rates(what) for what in LARGER}
-    for first in range(ROUNDS):
-        await run_round(cluster, messages, publish, consume, first)
+    for begins in range(ROUNDS):
+        await run_round(cluster, messages, publish, consume, begins)
         for what, text in LARGER.items():
             async with fresh_topics(cluster, *CONTESTANTS) as topics:
-                await publish_to(cluster, topics, messages, text, larger[what], first)
+                await publish_to(cluster, topics, messages, text, larger[what], begins)
     for rates in (publish, *larger.values(), consume):
         rates.show()
 

@@ -6,12 +6,17 @@ import asyncio
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import anyio
 
 CALLERS = 256
+TURN = 5_000
+"""Messages: a quarter of a second or so."""
+Send: TypeAlias = Callable[[int], Awaitable[object]]
+"""Sends the message with this number and waits until it is confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,9 @@ class Clock:
         return _reading(self._began, self._ended, self._counted)
 
 
-async def call_side_by_side(messages: int, one: Callable[[int], Awaitable[object]], callers: int = CALLERS) -> Reading:
-    """What so many callers reach, each awaiting one after another."""
-    numbers = iter(range(messages))
+async def call_side_by_side(messages: int, one: Send, callers: int = CALLERS, first: int = 0) -> Reading:
+    """What so many callers reach, each awaiting one after another.  first: the number that they begin with."""
+    numbers = iter(range(first, first + messages))
 
     async def call() -> None:
         for number in numbers:
@@ -61,6 +66,26 @@ async def call_side_by_side(messages: int, one: Callable[[int], Awaitable[object
         for _ in range(callers):
             tasks.start_soon(call)
     return _reading(began, _now(), messages)
+
+
+async def call_in_turns(messages: int, sends: Mapping[str, Send], begins: int) -> dict[str, Reading]:
+    """What each of them reaches where all take short turns: what else the machine does meets them alike.
+
+    begins: who is first, and in the turns that follow another one.
+    """
+    names = list(sends)
+    turns: dict[str, list[tuple[int, Reading]]] = defaultdict(list)
+    for turn, first in enumerate(range(0, messages, TURN)):
+        count, shift = min(TURN, messages - first), (begins + turn) % len(names)
+        for name in names[shift:] + names[:shift]:
+            turns[name].append((count, await call_side_by_side(count, sends[name], first=first)))
+    return {name: _all_of(of_one) for name, of_one in turns.items()}
+
+
+def _all_of(turns: Sequence[tuple[int, Reading]]) -> Reading:
+    messages = sum(count for count, _ in turns)
+    seconds = sum(count / reading.rate for count, reading in turns)
+    return Reading(messages / seconds, sum(count * reading.cpu for count, reading in turns) / messages)
 
 
 def _now() -> tuple[float, float]:
@@ -81,7 +106,10 @@ class Rates:
 
     async def take(self, name: str, turn: Awaitable[Reading]) -> None:
         """It is this contestant's turn."""
-        reading = await turn
+        self.note(name, await turn)
+
+    def note(self, name: str, reading: Reading) -> None:
+        """What a contestant reached in this round."""
         self._rates[name].append(reading.rate)
         self._cpu[name].append(reading.cpu)
 

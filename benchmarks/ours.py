@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import anyio
 
-from benchmarks.embedded import TEXT, Order, publish as publish_orders
-from benchmarks.measuring import Clock, Reading
+from benchmarks.embedded import TEXT, Order, order, publish as publish_orders
+from benchmarks.measuring import Clock, Reading, Send
 from reliamq import Reliamq
 from reliamq.settings import Settings
 from reliamq.topics import Topic
 
-__all__ = ["consume", "publish"]
+__all__ = ["consume", "publish", "publishing"]
 
 GROUP = "bench"
 
@@ -22,6 +23,18 @@ def make(url: str, topic: str) -> tuple[Reliamq, Topic[Order]]:
     """The application and its topic."""
     app = Reliamq(Settings(broker=url))
     return app, app.topic(topic, Order, key=lambda order: order.account, groups=[GROUP], retention=timedelta(0))
+
+
+@asynccontextmanager
+async def publishing(url: str, topic: str, text: str = TEXT) -> AsyncIterator[Send]:
+    """A model each."""
+    app, orders = make(url, topic)
+
+    async def send(number: int) -> None:
+        await orders.publish(order(number, text))
+
+    async with app:
+        yield send
 
 
 async def publish(url: str, topic: str, messages: int, text: str = TEXT) -> Reading:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.test_readme import quickstart
 
-RELIAMQ = (sys.executable, "-c", "from reliamq.cli import main; main()")
+RELIAMQ = (sys.executable, "-c", "from reliamq.cli.main import main; main()")
 DOCS = Path(__file__).parent.parent / "docs"
 
 

@@ -140,7 +140,7 @@ class Finished:
 
 
 TARGET = "tests.brokers.service:app"
-RELIAMQ = (sys.executable, "-c", "from reliamq.cli import main; main()")
+RELIAMQ = (sys.executable, "-c", "from reliamq.cli.main import main; main()")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -207,10 +207,11 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_neighbou
     jobs: list[dict[str, object]] = [{"number": number, "account": f"account {number}"} for number in range(50)]
     jobs.insert(20, {"number": 1_000, "account": "killer", "deadly": True})
     service.publish(*jobs)
-    run = ("-c", "from reliamq.cli import main; main()", "run")
+    run = ("-c", "from reliamq.cli.main import main; main()", "run")
     with service.worker(command=run):
-        wait_until(lambda: bool(service.dead_letters()), seconds=120)
+        wait_until(lambda: service.lines("started").count(1_000) >= 3, seconds=120)  # its attempts
         wait_until(lambda: set(service.lines("done")) == set(range(50)))
+        wait_until(lambda: bool(service.dead_letters()))
 
     (dead,) = service.dead_letters()
     assert "died" in dead["reason"]

@@ -21,7 +21,7 @@ from tests.brokers.application import Broker, wait_until
 pytestmark = pytest.mark.timeout(120)
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
-RELIAMQ = (sys.executable, "-c", "from reliamq.cli import main; main()")
+RELIAMQ = (sys.executable, "-c", "from reliamq.cli.main import main; main()")
 ORDERS = 60
 
 

@@ -53,7 +53,7 @@ def run(folder: Path) -> Run:
     def run(
         *arguments: str, timeout: float = 60, input: str | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from reliamq.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from reliamq.cli.main import main; main()", *arguments]
         environment = None if env is None else {**os.environ, **env}
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=timeout, input=input, env=environment

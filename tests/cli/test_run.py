@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 @contextmanager
 def running_worker(folder: Path, workers: int = 1, command: str = "run") -> Iterator[subprocess.Popen[bytes]]:
-    line = [sys.executable, "-c", "from reliamq.cli import main; main()", command, "orders:app"]
+    line = [sys.executable, "-c", "from reliamq.cli.main import main; main()", command, "orders:app"]
     if command == "run":
         line += ["--workers", str(workers)]
     with (folder / "worker.log").open("ab") as log:
@@ -60,8 +60,9 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_neighbou
         return json.loads(run("dead-letters", "list", "--app", "orders:app", "--json").stdout)  # type: ignore[no-any-return]
 
     with running_worker(folder):
-        wait_until(lambda: bool(dead()), seconds=90)
+        wait_until(lambda: log_of(folder).count("starting again") >= 3, seconds=90)  # its attempts
         wait_until(lambda: set(handled(folder)) == set(range(50)))
+        wait_until(lambda: bool(dead()))
 
     (record,) = dead()
     shown = json.loads(run("dead-letters", "show", record["message"], "--app", "orders:app").stdout)
@@ -113,7 +114,15 @@ def test_a_plain_handler_that_overruns_the_stop_deadline_does_not_hold_up_the_en
     )
     (tmp_path / "reliamq.toml").write_text('broker = "embedded:///broker.db"\n[worker]\nstop_deadline = 0.5\n')
     (tmp_path / "orders.ndjson").write_text('{"number": 1}')
-    command = [sys.executable, "-c", "from reliamq.cli import main; main()", "publish", "orders", "--app", "orders:app"]
+    command = [
+        sys.executable,
+        "-c",
+        "from reliamq.cli.main import main; main()",
+        "publish",
+        "orders",
+        "--app",
+        "orders:app",
+    ]
     subprocess.run([*command, "--file", "orders.ndjson"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
     with running_worker(tmp_path) as process:
         wait_until((tmp_path / "started").exists)

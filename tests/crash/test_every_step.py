@@ -1,4 +1,6 @@
-"""A process that dies at any step neither loses the message nor doubles its effect (O1, O2, O4, C1, C2, C5, I1, I2)."""
+"""A process that dies at any step neither loses the message nor doubles its effect (O1, O2, O4, C1, C2, C5, I1, I2); a
+dead letter has the original's bytes (C5).
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,21 @@ import multiprocessing
 import signal
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 from reliamq.backends import open_backend
 from reliamq.spi import DeadLetterRecord
 from tests.crash.pipeline import Surroundings, run_role
 from tests.servers.kafka import KafkaCluster
 
-STEPS = [
-    ("place", "before insert"),
-    ("place", "after insert"),
-    ("place", "after commit"),
+PLACING = [("place", step) for step in ("before insert", "after insert", "after commit")]
+"""Who places an order meets no broker."""
+AT_THE_BROKER = [
     ("relay", "before claim"),
     ("relay", "after claim"),
     ("relay", "before send"),
@@ -35,18 +36,10 @@ STEPS = [
     ("work", "before ack"),
     ("work", "after ack"),
 ]
-BURIALS = ["before burial", "after burial", "before ack", "after ack"]
+BURIALS = [("bury", step) for step in ("before burial", "after burial", "before ack", "after ack")]
 ROLES = ["place", "relay", "work"]
 PATIENCE_SECONDS = 90
-ON_KAFKA = pytest.mark.xdist_group("kafka")
-
-
-def on_brokers() -> Iterator[ParameterSet]:
-    """Each step on each broker.  Who places an order meets no broker: on a second one these are long forms."""
-    for broker in ("embedded", "kafka"):
-        for role, step in STEPS:
-            marks = [ON_KAFKA] * (broker == "kafka") + [pytest.mark.slow] * (broker == "kafka" and role == "place")
-            yield pytest.param(broker, role, step, marks=marks, id=f"{broker}-{role} dies {step}")
+SIDE_BY_SIDE = 4
 
 
 class Pipeline:
@@ -55,7 +48,7 @@ class Pipeline:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload([run_role.__module__])
+        self._processes.set_forkserver_preload([run_role.__module__, type(open_backend(around.broker)).__module__])
 
     def run(self, role: str, step: str = "") -> int:
         log = self._around.folder / f"{role}.log"
@@ -73,14 +66,18 @@ class Pipeline:
             assert self.run(earlier) == 0
         assert self.run(role, step) == -signal.SIGKILL
 
-    def dead_letters(self) -> list[DeadLetterRecord]:
-        async def find() -> list[DeadLetterRecord]:
-            async with open_backend(self._around.broker).dead_letters() as dead_letters:
-                return list(await dead_letters.find(topic=self._around.topic))
+    def check_a_crash(self, role: str, step: str) -> None:
+        """Whoever dies at a step, the roles that follow bring the order to its end: once."""
+        self.dies(role, step)
+        if role == "bury":
+            assert self.run("bury") == 0
+            self._check_dead_letter()
+            return
+        for again in ROLES[ROLES.index(role) :]:
+            assert self.run(again) == 0
+        self._check_effect()
 
-        return anyio.run(find)
-
-    def check(self) -> None:
+    def _check_effect(self) -> None:
         """One order, one effect, nothing left to send."""
         database = sqlite3.connect(self._around.folder / "database.db")
         try:
@@ -90,32 +87,40 @@ class Pipeline:
         finally:
             database.close()
 
+    def _check_dead_letter(self) -> None:
+        """One, with the original's bytes."""
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=ON_KAFKA)])
-def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Pipeline:
-    if request.param == "embedded":
-        return Pipeline(Surroundings(tmp_path, f"embedded:///{tmp_path}/broker.db"))
-    kafka: KafkaCluster = request.getfixturevalue("kafka")
-    url = f"{kafka.url}?session_timeout_seconds=6"  # after which others get what a killed worker had
-    return Pipeline(Surroundings(tmp_path, url, f"crash-{uuid.uuid4()}", watch_seconds=7))
+        async def find() -> list[DeadLetterRecord]:
+            async with open_backend(self._around.broker).dead_letters() as dead_letters:
+                return list(await dead_letters.find(topic=self._around.topic))
 
-
-@pytest.mark.parametrize(("pipeline", "role", "step"), list(on_brokers()), indirect=["pipeline"])
-def test_a_crash_at_this_step_loses_nothing_and_doubles_nothing(role: str, step: str, pipeline: Pipeline) -> None:
-    pipeline.dies(role, step)
-
-    for again in ROLES[ROLES.index(role) :]:
-        assert pipeline.run(again) == 0
-    pipeline.check()
+        (record,) = anyio.run(find)
+        assert record.message.body == b'{"number":1,"account":"ada"}'
+        assert (record.message.key, record.group) == (b"ada", "g")
+        assert "nobody wants it" in record.reason
 
 
-@pytest.mark.parametrize("step", BURIALS)
-def test_a_crash_around_a_burial_leaves_one_dead_letter_with_the_original_bytes(step: str, pipeline: Pipeline) -> None:
-    """C5"""
-    pipeline.dies("bury", step)
+@pytest.mark.parametrize(("role", "step"), [*PLACING, *AT_THE_BROKER, *BURIALS])
+def test_a_crash_at_this_step_loses_nothing_and_doubles_nothing(role: str, step: str, tmp_path: Path) -> None:
+    Pipeline(Surroundings(tmp_path, f"embedded:///{tmp_path}/broker.db")).check_a_crash(role, step)
 
-    assert pipeline.run("bury") == 0
-    (record,) = pipeline.dead_letters()
-    assert record.message.body == b'{"number":1,"account":"ada"}'
-    assert (record.message.key, record.group) == (b"ada", "g")
-    assert "nobody wants it" in record.reason
+
+@pytest.mark.xdist_group("kafka")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("steps", [AT_THE_BROKER, BURIALS], ids=["steps", "burials"])
+def test_on_kafka_a_crash_at_any_step_loses_nothing_and_doubles_nothing(
+    steps: Sequence[tuple[str, str]], kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    """Several side by side: they mostly wait for the session of a killed member to end."""
+    url = f"{kafka.url}?session_timeout_seconds=6"
+
+    def check(number: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        around = Surroundings(folder, url, f"crash-{uuid.uuid4()}", watch_seconds=7)
+        Pipeline(around).check_a_crash(*steps[number])
+
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        checks = {step: pool.submit(check, number) for number, step in enumerate(steps)}
+    failed = {step: error for step, done in checks.items() if (error := done.exception()) is not None}
+    assert not failed

@@ -91,7 +91,7 @@ async def test_the_audit_of_an_unsafe_topic_ends_with_1_and_names_it(
         f"class Order(BaseModel):\n    number: int\napp = Reliamq()\napp.topic({topic!r}, Order)\n"
     )
     done = await anyio.run_process(
-        [sys.executable, "-c", "from reliamq.cli import main; main()", "audit", "service:app", "--json"],
+        [sys.executable, "-c", "from reliamq.cli.main import main; main()", "audit", "service:app", "--json"],
         cwd=tmp_path,
         env={**os.environ, "RELIAMQ_BROKER": kafka.url},
         check=False,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PROVE = [sys.executable, "-c", "from reliamq.cli import main; main()", "prove"]
+PROVE = [sys.executable, "-c", "from reliamq.cli.main import main; main()", "prove"]
 
 BROKEN = [
     ("commit-then-send", "lost"),

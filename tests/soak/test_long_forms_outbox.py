@@ -45,7 +45,7 @@ ON_KAFKA = pytest.mark.xdist_group("kafka")
 
 ROOT = Path(__file__).parents[2]
 PORTS = range(16_000, 17_000)
-RELAY = [sys.executable, "-c", "from reliamq.cli import main; main()", "relay", "tests.soak.relaying_service:app"]
+RELAY = [sys.executable, "-c", "from reliamq.cli.main import main; main()", "relay", "tests.soak.relaying_service:app"]
 BATCH = 1_000
 IN_FLIGHT = 2 * BATCH
 """Rows that one relay may have sent and not yet removed."""
