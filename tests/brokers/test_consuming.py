@@ -87,7 +87,7 @@ async def test_members_that_come_and_go_lose_nothing_keep_keys_in_order_and_doub
     broker: Broker, tmp_path: Path, topic: str
 ) -> None:
     """C1 C2 C3 I2"""
-    await storm(broker, tmp_path, topic, seconds=16, messages=1_600)
+    await storm(broker, tmp_path, topic, seconds=16, messages=800)
 
 
 async def storm(broker: Broker, folder: Path, topic: str, *, seconds: float, messages: int) -> None:
