@@ -1,7 +1,7 @@
 """The prover's processes: starting, killing, starting again, and leaving none behind.
 
-A fork server that has imported the roles and the backend makes a restart cheap.  A process that ends by itself with an
-error is a failure of the proof and not hidden.
+A fork server that has imported the roles makes a restart cheap.  A process that ends by itself with an error is a
+failure of the proof and not hidden.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reliamq.backends import open_backend
 from reliamq.proving.plan import Plan
 from reliamq.proving.roles import run_role
 
@@ -46,8 +45,7 @@ class Fleet:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._context = multiprocessing.get_context("forkserver")
-        backend = open_backend(plan.broker)
-        self._context.set_forkserver_preload([run_role.__module__, type(backend).__module__])
+        self._context.set_forkserver_preload(["reliamq.proving.roles"])
         self.members: list[Member] = []
         self.kills: list[tuple[float, str]] = []
         self.crashes: list[str] = []
