@@ -24,9 +24,9 @@ types: $(VENV)/.installed-dev
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-# Six processes on however few cores: the tests mostly wait, for disks, kills and deadlines.
+# Four processes on however few cores: the tests mostly wait, for disks, kills and deadlines.
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.servers run $(BIN)/pytest -q -m "not slow" -n 6 --dist loadgroup
+	$(BIN)/python -m tests.servers run $(BIN)/pytest -q -m "not slow" -n 4 --dist loadgroup
 
 # Long forms: many seeds, a million messages; one table at the end.  By hand, before a release.
 soak: $(VENV)/.installed-dev
