@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from reliamq import Reliamq
 from reliamq.settings import Settings, WorkerSettings
+from tests.cli.forked import run_forked
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ class Service:
         return json.loads(listed.check())  # type: ignore[no-any-return]
 
     def _reliamq(self, *arguments: str) -> Finished:
-        done = subprocess.run(
-            [*RELIAMQ, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60
-        )
+        done = run_forked(arguments, folder=self.folder, files=self.folder, environment=self.environment)
         return Finished(done)
 
     @contextmanager
@@ -140,7 +139,6 @@ class Finished:
 
 
 TARGET = "tests.brokers.service:app"
-RELIAMQ = (sys.executable, "-c", "from reliamq.cli.main import main; main()")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

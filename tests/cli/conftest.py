@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.forked import run_forked
+
 APPLICATION = """
 import os
 from datetime import timedelta
@@ -49,12 +51,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path) -> Run:
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs ``reliamq`` in the folder; with an environment of its own, from the start."""
+
     def run(
         *arguments: str, timeout: float = 60, input: str | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
+        if env is None:
+            files = tmp_path_factory.mktemp("streams")
+            return run_forked(arguments, folder=folder, files=files, timeout=timeout, input=input)
         command = [sys.executable, "-c", "from reliamq.cli.main import main; main()", *arguments]
-        environment = None if env is None else {**os.environ, **env}
+        environment = {**os.environ, **env}
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=timeout, input=input, env=environment
         )
