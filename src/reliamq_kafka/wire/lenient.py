@@ -19,7 +19,7 @@ from typing import Any, SupportsIndex
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, PartitionRecords
-from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError, for_code
+from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError, OffsetOutOfRangeError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
@@ -98,6 +98,8 @@ async def _ask(
         return {}
     found = {}
     for part, code, rest in _partitions(answer):
+        if for_code(code) is OffsetOutOfRangeError:  # sought back there each time, it would never go on
+            raise OffsetOutOfRangeError({part: offsets[part]})
         if code:
             logger.info("broker %d refuses %s: %s", leader, part, for_code(code).__name__)
             consumer._client.force_metadata_update()
