@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import anyio
 
-from benchmarks.embedded import TEXT, Order, order, publish as publish_orders
-from benchmarks.measuring import Clock, Reading, Send
+from benchmarks.embedded import TEXT, Order, order
+from benchmarks.measuring import Clock, Reading, Send, call_side_by_side
 from reliamq import Reliamq
 from reliamq.settings import Settings
 from reliamq.topics import Topic
@@ -39,9 +39,8 @@ async def publishing(url: str, topic: str, text: str = TEXT) -> AsyncIterator[Se
 
 async def publish(url: str, topic: str, messages: int, text: str = TEXT) -> Reading:
     """A model each."""
-    app, orders = make(url, topic)
-    async with app:
-        return await publish_orders(orders, messages, text=text)
+    async with publishing(url, topic, text) as send:
+        return await call_side_by_side(messages, send)
 
 
 async def consume(url: str, topic: str, messages: int, handled: Callable[[], None] = lambda: None) -> Reading:

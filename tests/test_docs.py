@@ -7,9 +7,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tests.cli import RELIAMQ
 from tests.test_readme import quickstart
 
-RELIAMQ = (sys.executable, "-c", "from reliamq.cli.main import main; main()")
 DOCS = Path(__file__).parent.parent / "docs"
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from reliamq import Reliamq
 from reliamq.database import open_engine
 from tests.brokers.application import Broker, Order, Service, eventually, make_app, publish, wait_until, working
+from tests.cli import RELIAMQ
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
@@ -207,8 +208,7 @@ def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_its_neighbou
     jobs: list[dict[str, object]] = [{"number": number, "account": f"account {number}"} for number in range(50)]
     jobs.insert(20, {"number": 1_000, "account": "killer", "deadly": True})
     service.publish(*jobs)
-    run = ("-c", "from reliamq.cli.main import main; main()", "run")
-    with service.worker(command=run):
+    with service.worker(command=(*RELIAMQ[1:], "run")):
         wait_until(lambda: service.lines("started").count(1_000) >= 3, seconds=120)  # its attempts
         wait_until(lambda: set(service.lines("done")) == set(range(50)))
         wait_until(lambda: bool(service.dead_letters()))

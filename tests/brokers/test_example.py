@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.brokers.application import Broker, wait_until
+from tests.cli import RELIAMQ
 
 pytestmark = pytest.mark.timeout(120)
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
-RELIAMQ = (sys.executable, "-c", "from reliamq.cli.main import main; main()")
 ORDERS = 60
 
 

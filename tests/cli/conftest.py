@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.cli import RELIAMQ
 from tests.cli.forked import run_forked
 
 APPLICATION = """
@@ -60,7 +60,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         if env is None:
             files = tmp_path_factory.mktemp("streams")
             return run_forked(arguments, folder=folder, files=files, timeout=timeout, input=input)
-        command = [sys.executable, "-c", "from reliamq.cli.main import main; main()", *arguments]
+        command = [*RELIAMQ, *arguments]
         environment = {**os.environ, **env}
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=timeout, input=input, env=environment

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cli import RELIAMQ
 from tests.cli.conftest import Run
 
 
 @contextmanager
 def running_worker(folder: Path, workers: int = 1, command: str = "run") -> Iterator[subprocess.Popen[bytes]]:
-    line = [sys.executable, "-c", "from reliamq.cli.main import main; main()", command, "orders:app"]
+    line = [*RELIAMQ, command, "orders:app"]
     if command == "run":
         line += ["--workers", str(workers)]
     with (folder / "worker.log").open("ab") as log:
@@ -114,16 +115,8 @@ def test_a_plain_handler_that_overruns_the_stop_deadline_does_not_hold_up_the_en
     )
     (tmp_path / "reliamq.toml").write_text('broker = "embedded:///broker.db"\n[worker]\nstop_deadline = 0.5\n')
     (tmp_path / "orders.ndjson").write_text('{"number": 1}')
-    command = [
-        sys.executable,
-        "-c",
-        "from reliamq.cli.main import main; main()",
-        "publish",
-        "orders",
-        "--app",
-        "orders:app",
-    ]
-    subprocess.run([*command, "--file", "orders.ndjson"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    command = [*RELIAMQ, "publish", "orders", "--app", "orders:app", "--file", "orders.ndjson"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     with running_worker(tmp_path) as process:
         wait_until((tmp_path / "started").exists)
         process.send_signal(signal.SIGTERM)

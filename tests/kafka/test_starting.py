@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import uuid
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from reliamq.spi import Durability
 from reliamq_kafka.settings import KafkaSettings
 from reliamq_kafka.wire.admin import open_admin
 from tests.brokers.application import Order
+from tests.cli import RELIAMQ
 from tests.kafka.test_audit import commit, write
 from tests.servers.kafka import KafkaCluster
 
@@ -91,7 +91,7 @@ async def test_the_audit_of_an_unsafe_topic_ends_with_1_and_names_it(
         f"class Order(BaseModel):\n    number: int\napp = Reliamq()\napp.topic({topic!r}, Order)\n"
     )
     done = await anyio.run_process(
-        [sys.executable, "-c", "from reliamq.cli.main import main; main()", "audit", "service:app", "--json"],
+        [*RELIAMQ, "audit", "service:app", "--json"],
         cwd=tmp_path,
         env={**os.environ, "RELIAMQ_BROKER": kafka.url},
         check=False,

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-PROVE = [sys.executable, "-c", "from reliamq.cli.main import main; main()", "prove"]
+from tests.cli import RELIAMQ
+
+PROVE = [*RELIAMQ, "prove"]
 
 BROKEN = [
     ("commit-then-send", "lost"),

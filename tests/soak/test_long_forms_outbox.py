@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections import defaultdict
@@ -30,6 +29,7 @@ from reliamq.outbox import OutboxMessage, SqlOutboxStore
 from reliamq.outbox.table import columns_of
 from reliamq_kafka.settings import read_settings
 from tests.brokers.application import wait_until
+from tests.cli import RELIAMQ
 from tests.kafka.conftest import log_of
 from tests.outbox.conftest import Order as Small, Recorder, drain, orders as small
 from tests.proving.test_prove import prove
@@ -45,7 +45,7 @@ ON_KAFKA = pytest.mark.xdist_group("kafka")
 
 ROOT = Path(__file__).parents[2]
 PORTS = range(16_000, 17_000)
-RELAY = [sys.executable, "-c", "from reliamq.cli.main import main; main()", "relay", "tests.soak.relaying_service:app"]
+RELAY = [*RELIAMQ, "relay", "tests.soak.relaying_service:app"]
 BATCH = 1_000
 IN_FLIGHT = 2 * BATCH
 """Rows that one relay may have sent and not yet removed."""

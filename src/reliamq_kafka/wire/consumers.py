@@ -90,7 +90,7 @@ async def join_group(consumer: AIOKafkaConsumer, topic: str, listener: aiokafka.
 
 async def known_positions(consumer: AIOKafkaConsumer, parts: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
     """The offsets at which the consumer goes on.  None at all while it looks for one of them: it does not wait."""
-    with suppress(IllegalStateError, TimeoutError):  # one changes hands just now, or was removed and begins anew
+    with suppress(IllegalStateError, TimeoutError):  # one changes hands just now, or its place is looked for
         async with asyncio.timeout(0):  # what is known is told at once
             return {part: await consumer.position(part) for part in parts}
     return {}

@@ -75,7 +75,10 @@ def _topics_of(positions: Mapping[TopicPartition, int]) -> str:
 
 
 async def _read(offsets: Mapping[TopicPartition, int], consumer: AIOKafkaConsumer) -> dict[TopicPartition, _Read]:
-    """One answer of each partition's leader.  What has none, or is refused, is left out: the client finds out why."""
+    """One answer of each partition's leader.  What has none, or is refused, is left out: the client finds out why.
+
+    Raises KafkaError where the offset is not there (any more).
+    """
     by_leader: dict[int, dict[TopicPartition, int]] = defaultdict(dict)
     for part, offset in offsets.items():
         leader = consumer._client.cluster.leader_for_partition(part)
@@ -117,7 +120,7 @@ def _in_turn(offsets: Mapping[TopicPartition, int]) -> list[tuple[str, list[tupl
 
 
 def _partitions(answer: Any) -> Iterator[tuple[TopicPartition, int, list[Any]]]:
-    """Of no topic at all, where a broker has its clients wait."""
+    """Each one's answer; of none where a broker has its clients wait."""
     for topic, partitions in answer.topics:
         for number, code, _, *rest in partitions:
             yield TopicPartition(topic, number), code, rest
