@@ -1,8 +1,7 @@
-"""The command line in processes that are forked from one which has imported it: a start costs a second otherwise."""
+"""The command line in processes that are forked from one which has imported it."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reliamq.cli.main import main
+from tests.forked import exit_code_of
 
 __all__ = ["run_forked"]
 
@@ -29,16 +29,8 @@ def run_forked(
     """
     streams = tuple(files / name for name in ("stdin", "stdout", "stderr"))
     streams[0].write_text(input or "")
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "reliamq.embedded.backend"])
-    process = processes.Process(target=_run, args=(arguments, folder, streams, dict(environment)))
-    process.start()
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise subprocess.TimeoutExpired(list(arguments), timeout, *(path.read_text() for path in streams[1:]))
-    return subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in streams[1:]))
+    code = exit_code_of(_run, arguments, folder, streams, dict(environment), timeout=timeout)
+    return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in streams[1:]))
 
 
 def _run(arguments: Sequence[str], folder: Path, streams: Sequence[Path], environment: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """One order through the whole pipeline, in processes that kill themselves at a named step.
 
-The steps are planted around the real parts, here in the tests and nowhere in the package.  The processes come from a
-fork server that has imported all this.
+The steps are planted around the real parts, here in the tests and nowhere in the package.  The processes are
+forked (``tests.forked``).
 """
 
 from __future__ import annotations

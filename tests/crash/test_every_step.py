@@ -4,7 +4,6 @@ dead letter has the original's bytes (C5).
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import sqlite3
 import uuid
@@ -18,6 +17,7 @@ import pytest
 from reliamq.backends import open_backend
 from reliamq.spi import DeadLetterRecord
 from tests.crash.pipeline import Surroundings, run_role
+from tests.forked import exit_code_of
 from tests.servers.kafka import KafkaCluster
 
 PLACING = [("place", step) for step in ("before insert", "after insert", "after commit")]
@@ -47,18 +47,12 @@ class Pipeline:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload([run_role.__module__, type(open_backend(around.broker)).__module__])
 
     def run(self, role: str, step: str = "") -> int:
         log = self._around.folder / f"{role}.log"
-        process = self._processes.Process(target=run_role, args=(role, self._around, step, log))
-        process.start()
-        process.join(PATIENCE_SECONDS)
-        if process.exitcode is None:
-            process.kill()
-        assert process.exitcode in (0, -signal.SIGKILL), log.read_text()
-        return process.exitcode
+        code = exit_code_of(run_role, role, self._around, step, log, timeout=PATIENCE_SECONDS)
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        return code
 
     def dies(self, role: str, step: str) -> None:
         """Run the roles up to this one, kill it at the step."""
